@@ -28,6 +28,8 @@ SUITES = $(QUICK) $(filter-out $(QUICK),$(patsubst %/,%,$(sort $(dir $(wildcard 
 # Directors that tests run, unpacked and not installed.
 ENGINES := build/engines
 ENGINES_READY := $(ENGINES)/.ready
+MONITORS := build/monitors
+MONITORS_READY := $(MONITORS)/.ready
 ENGINE_TESTS := tests/end_to_end/test_bacula.py tests/end_to_end/test_engine_recipes.py
 
 # Wheels that the Debian package contains, since Debian has no package of them.
@@ -38,6 +40,8 @@ VENDORED_READY := $(VENDORED)/.ready
 LIBRARY = $(PREFIX)/lib/vbackup
 COMMAND = $(PREFIX)/bin/vbackup
 MAN_DIRECTORY = $(PREFIX)/share/man
+# Where the shells look for completion scripts by themselves.
+COMPLETIONS = bash-completion/completions/vbackup zsh/site-functions/_vbackup fish/vendor_completions.d/vbackup.fish
 # Examples of the user's scripts.
 EXAMPLES = $(PREFIX)/share/vbackup/examples
 # Cockpit looks for pages here, and in /usr/local/share/cockpit.
@@ -78,10 +82,10 @@ help: ## List the targets
 demo: $(VENV_READY) ## Back up and restore a small real virtual machine
 	$(BIN)/python -m tests.demo
 
-check: lint man-lint $(ENGINES_READY) $(VENDORED_READY) ## Lint, type-check, build the man pages and run all tests; .ci/run runs this
+check: lint man-lint $(ENGINES_READY) $(MONITORS_READY) $(VENDORED_READY) ## Lint, type-check, build the man pages and run all tests; .ci/run runs this
 	$(PYTEST) $(SUITES)
 
-check-all: lint man-lint $(ENGINES_READY) $(VENDORED_READY) ## The same with coverage of lines and branches
+check-all: lint man-lint $(ENGINES_READY) $(MONITORS_READY) $(VENDORED_READY) ## The same with coverage of lines and branches
 	$(PYTEST) --cov --cov-report=term $(SUITES)
 
 check-engines: $(VENV_READY) $(ENGINES_READY) ## As root: run Bacula's three daemons, restic and Amanda on vbackup's streams
@@ -136,20 +140,26 @@ $(STAGE_READY): FORCE
 	    $(STAGE)/venv/bin/pip install --quiet --target $(STAGE)/lib $$missing; }; }
 	rm -rf $(STAGE)/lib/bin
 	$(COMPILE) -s $(STAGE)/lib -p '$(LIBRARY)' $(STAGE)/lib
+	mkdir -p $(foreach script,$(COMPLETIONS),$(STAGE)/share/$(dir $(script)))
+	$(foreach script,$(COMPLETIONS),$(PYTHON) -IB -c 'import sys; sys.path.insert(0, "$(STAGE)/lib"); \
+	    from vbackup.cli import command; command()' completion $(firstword $(subst -, ,$(subst /, ,$(script)))) \
+	    > $(STAGE)/share/$(script) &&) true
 	@touch $@
 
 # All modes are set: they must not depend on the umask of who installs.
-install: $(STAGE_READY) $(STAGED_PAGES) ## Install the command and the man pages below DESTDIR/PREFIX
+install: $(STAGE_READY) $(STAGED_PAGES) ## Install the command, its completion and the man pages below DESTDIR/PREFIX
 	printf '%s\n' '#!$(PYTHON) -I' 'import sys' 'sys.path.insert(0, "$(LIBRARY)")' \
 	    'from vbackup.cli import command' 'command()' > $(STAGE)/vbackup
 	install -d -m 755 '$(DESTDIR)$(PREFIX)/bin' '$(DESTDIR)$(PREFIX)/lib' '$(DESTDIR)$(EXAMPLES)' \
-	    $(foreach page,$(STAGED_PAGES),'$(DESTDIR)$(MAN_DIRECTORY)/man$(call section,$(page))')
+	    $(foreach page,$(STAGED_PAGES),'$(DESTDIR)$(MAN_DIRECTORY)/man$(call section,$(page))') \
+	    $(foreach script,$(COMPLETIONS),'$(DESTDIR)$(PREFIX)/share/$(dir $(script))')
 	rm -rf '$(DESTDIR)$(LIBRARY).new'
 	cp -R $(STAGE)/lib '$(DESTDIR)$(LIBRARY).new'
 	chmod -R u=rwX,go=rX '$(DESTDIR)$(LIBRARY).new'
 	rm -rf '$(DESTDIR)$(LIBRARY)'
 	mv '$(DESTDIR)$(LIBRARY).new' '$(DESTDIR)$(LIBRARY)'
 	install -m 755 $(STAGE)/vbackup '$(DESTDIR)$(COMMAND)'
+	$(foreach script,$(COMPLETIONS),install -m 644 $(STAGE)/share/$(script) '$(DESTDIR)$(PREFIX)/share/$(script)' &&) true
 	install -m 755 hooks/examples/* '$(DESTDIR)$(EXAMPLES)'
 	for page in $(STAGED_PAGES); do install -m 644 $$page '$(DESTDIR)$(MAN_DIRECTORY)'/man$${page##*.}; done
 	for unit in $(UNITS); do to='$(DESTDIR)$(UNIT_DIRECTORY)'/$$unit && install -d -m 755 "$${to%/*}" && \
@@ -165,7 +175,7 @@ install-cockpit: ## Install the page for Cockpit below DESTDIR/PREFIX
 
 uninstall: ## Remove what install and install-cockpit have installed
 	rm -rf '$(DESTDIR)$(LIBRARY)' '$(DESTDIR)$(EXAMPLES)' '$(DESTDIR)$(COCKPIT)/vbackup'
-	rm -f '$(DESTDIR)$(COMMAND)' \
+	rm -f '$(DESTDIR)$(COMMAND)' $(foreach script,$(COMPLETIONS),'$(DESTDIR)$(PREFIX)/share/$(script)') \
 	    $(foreach page,$(MAN_PAGES),'$(DESTDIR)$(MAN_DIRECTORY)/man$(call section,$(page))/$(notdir $(page))') \
 	    $(foreach unit,$(UNITS),'$(DESTDIR)$(UNIT_DIRECTORY)/$(unit)')
 
@@ -186,6 +196,9 @@ clean: ## Remove everything that make has created here, with the virtual environ
 # Not made where they cannot be had: the next make tries again.
 $(ENGINES_READY): .ci/engine-packages .ci/unpack-packages
 	.ci/unpack-packages $(ENGINES) engine-packages
+
+$(MONITORS_READY): .ci/monitor-packages .ci/unpack-packages
+	.ci/unpack-packages $(MONITORS) monitor-packages
 
 FORCE:
 

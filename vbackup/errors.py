@@ -103,6 +103,35 @@ class UsageError(VbackupError):
         return self._help_of
 
 
+class ConfigError(UsageError):
+    """A fault of the configuration (vbackup.toml(5)); correct the file. ``line``: 0 if it concerns the whole file."""
+
+    code = "CONFIG"
+
+    def __init__(self, path: str, line: int, fault: str) -> None:
+        self.path = path
+        self.line = line
+        self.fault = fault
+        super().__init__(f"{path}:{line}: {fault}" if line else f"{path}: {fault}", help_of="vbackup config")
+
+
+class NoConfigError(ConfigError):
+    """There is no configuration."""
+
+    code = "NO_CONFIG"
+
+
+class SecretError(VbackupError):
+    """A secret that the configuration names cannot be read, or others can read it. Nothing of it is in the message."""
+
+    code = "SECRET"
+
+    def __init__(self, source: str, reason: str) -> None:
+        self.source = source
+        self.reason = reason
+        super().__init__(f"The secret from {source} cannot be used: {reason}.")
+
+
 class MalformedError(VbackupError):
     """Data from outside (domain XML, QMP reply) does not match its specification."""
 
@@ -970,6 +999,30 @@ class ScriptError(VbackupError):
         self.script = script
         self.exit_status = exit_status  #: None if it did not end by itself
         super().__init__(f"The {phase} script {script} {failure}. {state}")
+
+
+class NoticeError(VbackupError):
+    """A message to a notifier was not sent; backups are not touched by that. ``reason`` never has a part of its URL.
+
+    ``retry``: never, where somebody has to change the configuration or the server first.
+    """
+
+    code = "NOTICE_NOT_SENT"
+    retry = Retry.LATER
+
+    def __init__(
+        self, notifier: str, reason: str, *, retry: Retry = Retry.LATER, not_before_s: float | None = None
+    ) -> None:
+        self.notifier = notifier
+        self.reason = reason
+        self.retry = retry
+        self._not_before_s = not_before_s
+        super().__init__(f"The message to notifier {notifier} was not sent: {reason.rstrip('.')}.")
+
+    @property
+    def not_before_s(self) -> float | None:
+        """In how many seconds the server wants to be asked again; None: it did not say."""
+        return self._not_before_s
 
 
 class RestoredOnlyError(VbackupError):

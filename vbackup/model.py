@@ -38,6 +38,10 @@ class Quiesce(Enum):
     NO = "no"
 
 
+#: How long a guest's filesystems may be frozen, in seconds.
+MIN_FREEZE_LIMIT_S, MAX_FREEZE_LIMIT_S = 1, 600
+
+
 class FreezeMark(Enum):
     """How a later run can tell whether a backup that was killed had frozen the guest (vbackup.domain.freeze_turn)."""
 
@@ -408,6 +412,7 @@ class DiskImage:
     blocks: BlocksRecord | None = None  #: None in a draft, and in a backup that has no block lists
     change: ChangeRecord | None = None  #: None where ``blocks`` is, and in a backup that did not record it
     checkpoint: str | None = None  #: id of the merged full whose checkpoint ``bitmap`` is; None if it is its own
+    full: str | None = None  #: of an image that became a full by a merge: id of the removed one that began as a full
 
 
 class MachineKind(Enum):

@@ -19,8 +19,10 @@ import string
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from typing import TYPE_CHECKING
 
-from vbackup.model import Level
+if TYPE_CHECKING:
+    from vbackup.model import Level
 
 BACKUP_ID = re.compile(r"[0-9]{8}T[0-9]{6}Z-(full|incremental|differential|copy)")
 REPOSITORY_ID = re.compile(r"[0-9a-f]{12}")
@@ -132,6 +134,11 @@ def audit_id(time: datetime) -> str:
 def stamp_of(backup: str) -> str:
     """Return the stamp with which the id of a backup starts."""
     return backup.partition("-")[0]
+
+
+def time_of(backup: str) -> datetime:
+    """Return the moment in the id of a backup, in UTC. Raises ValueError for another text."""
+    return datetime.strptime(stamp_of(backup), "%Y%m%dT%H%M%SZ").replace(tzinfo=timezone.utc)
 
 
 def is_ours(name: str) -> bool:

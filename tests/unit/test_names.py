@@ -252,3 +252,10 @@ def test_session_s_id_tells_when_it_began() -> None:
 @pytest.mark.parametrize("name", ["", ".", "-x", "a/b", "a b", "x" * 64, "\u00e4"])
 def test_what_is_no_name_of_a_tracker(name: str) -> None:
     assert not names.TRACKER.fullmatch(name)
+
+
+def test_time_of_an_id_is_that_of_its_stamp() -> None:
+    moment = datetime(2026, 11, 23, 10, 15, tzinfo=timezone.utc)
+    assert names.time_of(names.backup_id(moment, Level.FULL)) == moment
+    with pytest.raises(ValueError, match="does not match"):
+        names.time_of("latest")

@@ -16,6 +16,8 @@ thread. ``documents`` turns answers into the members of the JSON documents that 
     upkeep       verify, prune, check ... contents     mount, serve, files of guests   attached bitmaps, transactions
     sessions     serve a moment to a program    streams   backups as streams             copies   backups elsewhere
     documents    answers as JSON                fleet     Fleet, connect_all: several hosts
+    monitoring   is everything backed up?
+    daily        jobs of the configuration    configuration   check, show and keep it
 
 What ``__all__`` names here, and its public members, stays as it is within a major version; what it is imported from
 may move.
@@ -27,12 +29,34 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vbackup.api.configuration import (
+        check_config,
+        config_schema,
+        config_text,
+        effective_config,
+        keep_config,
+        kept_config,
+        propose_config,
+        write_config,
+    )
     from vbackup.api.connection import Connection, connect, create_repository, is_encrypted
     from vbackup.api.copies import OpenedCopies, open_copies, rewrap_copies
+    from vbackup.api.daily import plan_runs, read_config, run_jobs, runs_of
     from vbackup.api.fleet import Fleet, connect_all, read_hosts
+    from vbackup.api.monitoring import (
+        metrics_text,
+        nagios_line,
+        nagios_unknown,
+        serve_metrics,
+        status,
+        write_metrics,
+    )
     from vbackup.api.records import BackupRecord, DomainRecord
     from vbackup.api.streams import open_stage
     from vbackup.api.upkeep import Repaired
+    from vbackup.config.model import Config
+    from vbackup.config.model import Place as ConfigPlace
+    from vbackup.config.showing import Shown as ShownKey
     from vbackup.copies.download import PARALLEL_OBJECTS
     from vbackup.copies.place import TargetPlace, default_cache
     from vbackup.domain.attached import AttachedQemu
@@ -85,6 +109,9 @@ if TYPE_CHECKING:
     from vbackup.operations.boot_test import Booted, BootRequest
     from vbackup.operations.cat import CatRequest
     from vbackup.operations.check import Checked
+    from vbackup.operations.completion import ValueKind, ValuesRequest
+    from vbackup.operations.completion import values as completion_values
+    from vbackup.operations.config_check import CheckedConfig, CheckedDomain, CheckedJob
     from vbackup.operations.consolidation import Consolidated, ConsolidateRequest
     from vbackup.operations.copy import Copied, CopiedPoint, CopyRequest
     from vbackup.operations.copy_prune import CopiesPruned, CopyLine, CopyPruneRequest
@@ -105,6 +132,7 @@ if TYPE_CHECKING:
     from vbackup.operations.live_restore import LiveRequest, LiveRestored
     from vbackup.operations.live_resume import ResumeRequest
     from vbackup.operations.ls import Listing, LsRequest
+    from vbackup.operations.metrics import MetricsServer
     from vbackup.operations.mount import Mounted, MountRequest
     from vbackup.operations.note import NoteRequest
     from vbackup.operations.protect import Changed as ChangedProtection
@@ -119,6 +147,8 @@ if TYPE_CHECKING:
     from vbackup.operations.restored_domain import DefinedDomain, DefineRequest
     from vbackup.operations.restored_machine import path_of as machine_path
     from vbackup.operations.restored_machine import tpm_commands
+    from vbackup.operations.run import NotRun, Ran, RunRequest
+    from vbackup.operations.run_plan import PlannedRun, PlannedStep
     from vbackup.operations.search import Found as FoundFile
     from vbackup.operations.search import Searched, SearchRequest
     from vbackup.operations.serve import Served, ServeRequest
@@ -131,6 +161,7 @@ if TYPE_CHECKING:
     from vbackup.operations.standby_files import NewImage as NewStandbyImage
     from vbackup.operations.standby_status import Condition as StandbyCondition
     from vbackup.operations.standby_status import StandbyStatus
+    from vbackup.operations.status import StatusRequest
     from vbackup.operations.stream_backup import StreamRequest
     from vbackup.operations.stream_end import Ended as EndedStream
     from vbackup.operations.stream_restore import Received as ReceivedBackup
@@ -140,6 +171,7 @@ if TYPE_CHECKING:
     from vbackup.operations.usage import BackupUsage, DomainUsage, Leftover, Usage, UsageRequest
     from vbackup.operations.verify import PARALLEL as PARALLEL_IMAGES
     from vbackup.operations.verify import Verified, VerifyRequest
+    from vbackup.overview.state import CopyState, DomainState, Health, JobState, Overview, PointState, RepositoryState
     from vbackup.qapi.actions import BlockDirtyBitmap, CompletionMode
     from vbackup.qemu.jobs import Job
     from vbackup.report import Labelling, Phase, Reporter, Silent
@@ -178,6 +210,11 @@ if TYPE_CHECKING:
     from vbackup.repository.stream_tar import Read as ReadStream
     from vbackup.repository.stream_tar import Write as WriteStream
     from vbackup.repository.verification import Verdict, Verification
+    from vbackup.runs.record import DomainResult as RunDomain
+    from vbackup.runs.record import Fault as RunFault
+    from vbackup.runs.record import Outcome as RunOutcome
+    from vbackup.runs.record import Run, StepKind
+    from vbackup.runs.record import Step as RunStep
     from vbackup.schemas import find as find_schema
     from vbackup.schemas import known as known_schemas
     from vbackup.schemas import load as load_schema
@@ -242,12 +279,17 @@ __all__ = [
     "ChangesKind",
     "ChangesRequest",
     "Checked",
+    "CheckedConfig",
+    "CheckedDomain",
     "CheckedFileSystems",
+    "CheckedJob",
     "Checkpoint",
     "Claim",
     "CompletionMode",
     "Compression",
     "Condition",
+    "Config",
+    "ConfigPlace",
     "Connection",
     "Consistency",
     "ConsolidateRequest",
@@ -260,6 +302,7 @@ __all__ = [
     "CopyLine",
     "CopyPruneRequest",
     "CopyRequest",
+    "CopyState",
     "CopyVerifyRequest",
     "CpRequest",
     "DefineRequest",
@@ -271,6 +314,7 @@ __all__ = [
     "DiskImage",
     "DomainRecord",
     "DomainScripts",
+    "DomainState",
     "DomainUsage",
     "Duration",
     "EndedStream",
@@ -293,6 +337,7 @@ __all__ = [
     "FsckRequest",
     "FsckResult",
     "Group",
+    "Health",
     "HookDaemon",
     "HookPlace",
     "HookState",
@@ -301,6 +346,7 @@ __all__ = [
     "ImageFormat",
     "InPlaceRequest",
     "Job",
+    "JobState",
     "Keys",
     "Labelling",
     "LeftOut",
@@ -316,19 +362,26 @@ __all__ = [
     "MachineKind",
     "Merge",
     "MergePlan",
+    "MetricsServer",
     "MountRequest",
     "Mounted",
     "NewStandbyImage",
+    "NotRun",
     "NoteRequest",
     "OpenedCopies",
+    "Overview",
     "Phase",
     "Place",
+    "PlannedRun",
+    "PlannedStep",
+    "PointState",
     "ProtectRequest",
     "Protection",
     "PruneLine",
     "PruneRequest",
     "Pruning",
     "Quiesce",
+    "Ran",
     "ReadStream",
     "ReceivedBackup",
     "Recovered",
@@ -339,6 +392,7 @@ __all__ = [
     "Replicated",
     "Reporter",
     "Repository",
+    "RepositoryState",
     "RestoreRequest",
     "Restored",
     "RestoredInPlace",
@@ -346,6 +400,12 @@ __all__ = [
     "Rewrapped",
     "Room",
     "Rules",
+    "Run",
+    "RunDomain",
+    "RunFault",
+    "RunOutcome",
+    "RunRequest",
+    "RunStep",
     "Script",
     "ScriptOutcome",
     "ScriptPhase",
@@ -363,6 +423,7 @@ __all__ = [
     "SessionRequest",
     "SessionState",
     "Severity",
+    "ShownKey",
     "Silent",
     "SkippedDomain",
     "SpeedChanged",
@@ -370,6 +431,8 @@ __all__ = [
     "StandbyCondition",
     "StandbyStatus",
     "Status",
+    "StatusRequest",
+    "StepKind",
     "Stop",
     "StreamRequest",
     "TargetKeys",
@@ -386,6 +449,8 @@ __all__ = [
     "Unmounted",
     "Usage",
     "UsageRequest",
+    "ValueKind",
+    "ValuesRequest",
     "VbackupError",
     "Verdict",
     "Verification",
@@ -396,35 +461,54 @@ __all__ = [
     "WriteStream",
     "blocks_found",
     "chance_to_miss",
+    "check_config",
+    "completion_values",
+    "config_schema",
+    "config_text",
     "connect",
     "connect_all",
     "count_hosts",
     "create_repository",
     "default_cache",
     "default_overlays",
+    "effective_config",
     "find_schema",
     "host_labels",
     "hosts_of",
     "is_encrypted",
     "is_stream_job",
+    "keep_config",
+    "kept_config",
     "known_schemas",
     "load_schema",
     "machine_path",
+    "metrics_text",
+    "nagios_line",
+    "nagios_unknown",
     "note_fault",
     "open_copies",
     "open_stage",
     "parse_address",
+    "plan_runs",
+    "propose_config",
+    "read_config",
     "read_hosts",
     "read_identities",
     "read_recipients",
     "reload_daemons",
     "rewrap_copies",
+    "run_jobs",
+    "runs_of",
     "schema_title",
+    "serve_metrics",
     "split_session_address",
+    "status",
     "this_host",
     "total_room",
     "tpm_commands",
     "unusual",
+    "write_config",
+    "write_metrics",
 ]
 
 #: Where each name is: the module, and there its name, with the one that it has here after a colon if that is another.
@@ -548,16 +632,33 @@ _PLACES = {
     "vbackup.operations.stream_restore": "Received:ReceivedBackup",
     "vbackup.repository.stream_tar": "Read:ReadStream Write:WriteStream",
     "vbackup.repository.stream_record": "MAX_JOB_BYTES:MAX_STREAM_JOB_BYTES TIME:STREAM_TIME is_job:is_stream_job",
+    # is everything backed up?
+    "vbackup.api.monitoring": "metrics_text nagios_line nagios_unknown serve_metrics status write_metrics",
+    "vbackup.operations.status": "StatusRequest",
+    "vbackup.operations.metrics": "MetricsServer",
+    "vbackup.overview.state": "CopyState DomainState Health JobState Overview PointState RepositoryState",
     # the user's scripts
     "vbackup.scripts.finding": "DIRECTORY:SCRIPT_DIRECTORY Script ScriptPhase",
     "vbackup.scripts.runner": "DomainScripts Outcome:ScriptOutcome Settings:ScriptSettings TIMEOUT_S:SCRIPT_TIMEOUT_S",
     # JSON Schema of documents
     "vbackup.schemas": "find:find_schema known:known_schemas load:load_schema title:schema_title",
+    # completion of a shell's words
+    "vbackup.operations.completion": "ValueKind ValuesRequest values:completion_values",
     # this machine
     "vbackup.machine": "this_host",
     # libvirt's hook script
     "vbackup.hooks.install": "Place:HookPlace State:HookState",
     "vbackup.hooks.daemons": "Daemon:HookDaemon reload_all:reload_daemons",
+    # daily operation
+    "vbackup.api.daily": "plan_runs read_config run_jobs runs_of",
+    "vbackup.api.configuration": "check_config config_schema config_text effective_config keep_config kept_config "
+    "propose_config write_config",
+    "vbackup.config.model": "Config Place:ConfigPlace",
+    "vbackup.config.showing": "Shown:ShownKey",
+    "vbackup.operations.config_check": "CheckedConfig CheckedDomain CheckedJob",
+    "vbackup.operations.run": "NotRun Ran RunRequest",
+    "vbackup.operations.run_plan": "PlannedRun PlannedStep",
+    "vbackup.runs.record": "DomainResult:RunDomain Fault:RunFault Outcome:RunOutcome Run Step:RunStep StepKind",
 }
 _MODULES = {
     public or name: (module, name)

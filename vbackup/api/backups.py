@@ -113,16 +113,17 @@ class Backups(Connected):
         with self._host() as host:
             return selection.is_one(word, host)
 
-    def select(self, words: Sequence[str]) -> Selection:
+    def select(self, words: Sequence[str], exclude: Sequence[str] = ()) -> Selection:
         """Return the domains of the host that words name: names, UUIDs and patterns such as "web*".
 
-        A name that libvirt does not have is selected too, and its backup fails. Raises DomainNotFoundError if nothing
-        is selected, HostUnreachableError, ConnectionLostError, MonitorError.
+        What ``exclude`` names or matches is left out. A name that libvirt does not have is selected too, and its backup
+        fails. Raises DomainNotFoundError if nothing is selected, HostUnreachableError, ConnectionLostError,
+        MonitorError.
         """
         from vbackup.domain import selection
 
         with self._host() as host:
-            return selection.by_words(listed(words), host)
+            return selection.by_words(listed(words), host, listed(exclude))
 
     def select_all(self, exclude: Sequence[str] = ()) -> Selection:
         """Return all domains of the host that can be backed up, but those that ``exclude`` names or matches.

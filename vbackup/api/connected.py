@@ -129,8 +129,7 @@ class Connected:
 
     def _labelling(self, reporter: Reporter | None) -> Labelling:
         """Return the reporter for several domains; one that cannot tell them apart gets their names in its texts."""
-        chosen = self._reporter(reporter)
-        return _Labelling(chosen) if getattr(chosen, "labelled", None) is None else chosen  # type: ignore[return-value]
+        return labelling(self._reporter(reporter))
 
     def _stop(self, stop: Stop | None) -> Stop:
         """Return what stops the call; without one, what nobody can request."""
@@ -156,6 +155,11 @@ class Connected:
         return runner.DomainScripts(
             settings, reporter=self._reporter(reporter), stop=self._stop(stop), work=work, domain=domain
         )
+
+
+def labelling(reporter: Reporter) -> Labelling:
+    """Return the reporter for several domains; one that cannot tell them apart gets their names in its texts."""
+    return _Labelling(reporter) if getattr(reporter, "labelled", None) is None else reporter  # type: ignore[return-value]
 
 
 def listed(words: Sequence[str]) -> list[str]:

@@ -25,6 +25,7 @@ __all__ = [
     "left_out",
     "live_restored",
     "machine",
+    "overview",
     "plan",
     "replicated",
     "restored",
@@ -47,9 +48,11 @@ if TYPE_CHECKING:
     from vbackup.operations.restore_in_place import RestoredInPlace
     from vbackup.operations.restored_machine import Placed
     from vbackup.operations.standby_status import StandbyStatus
+    from vbackup.overview.state import Overview
     from vbackup.repository.boot_result import BootResult
     from vbackup.repository.fsck_result import FsckResult
     from vbackup.repository.verification import Verification
+    from vbackup.runs.record import Run
 
 
 def time(moment: datetime) -> str:
@@ -75,6 +78,13 @@ def group(made: Group) -> dict[str, Any]:
 def left_out(left: LeftOut) -> dict[str, str]:
     """Return a disk or device that a backup or a restored domain does not have, with the reason."""
     return manifest.left_out_document(left)
+
+
+def overview(found: Overview) -> dict[str, Any]:
+    """Return the state of everything, as vbackup.status/1 has it."""
+    from vbackup.overview import documents
+
+    return documents.document(found)
 
 
 def plan(made: BackupPlan) -> dict[str, Any]:
@@ -159,6 +169,13 @@ def fsck(result: FsckResult) -> Mapping[str, Any]:
     from vbackup.repository import fsck_result
 
     return fsck_result.document(result)
+
+
+def run(made: Run, *, with_details: bool = True) -> dict[str, Any]:
+    """Return a run of a job, as vbackup.run/1 has it; without details, without the documents of its steps."""
+    from vbackup.runs import documents
+
+    return documents.document(made, with_details=with_details)
 
 
 def machine(places: Sequence[Placed]) -> list[dict[str, str | None]]:

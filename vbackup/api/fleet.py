@@ -67,16 +67,17 @@ class Fleet:
         """The repository. Raises UsageError if none was given."""
         return self._all.repository
 
-    def select(self, words: Sequence[str]) -> FleetSelection:
+    def select(self, words: Sequence[str], exclude: Sequence[str] = ()) -> FleetSelection:
         """Return the domains that words name on each host: names, UUIDs and patterns such as "web*".
 
-        A host that cannot be reached has its error in the answer, and is not asked again by ``backup_all``. Raises
-        DomainNotFoundError if nothing is selected although all hosts were reached.
+        What ``exclude`` names or matches is left out. A host that cannot be reached has its error in the answer, and is
+        not asked again by ``backup_all``. Raises DomainNotFoundError if nothing is selected although all hosts were
+        reached.
         """
         from vbackup.domain import fleet
 
         with ExitStack() as stack:
-            return fleet.by_words(listed(words), self._reach(self.uris, stack))
+            return fleet.by_words(listed(words), self._reach(self.uris, stack), listed(exclude))
 
     def select_all(self, exclude: Sequence[str] = ()) -> FleetSelection:
         """Return all domains of all hosts that can be backed up, but those that ``exclude`` names or matches.

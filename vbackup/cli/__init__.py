@@ -22,7 +22,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from vbackup.cli import streams
+from vbackup.cli import journal, streams
 from vbackup.cli.output import plain
 from vbackup.errors import InstallationError, Status, UsageError, VbackupError, error_document
 
@@ -65,14 +65,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _status(arguments: Sequence[str], result: streams.Result) -> int:
-    as_json = "--json" in arguments
+    as_json, is_plugin = "--json" in arguments, "--nagios" in arguments
     try:
         # Imported here so that Ctrl-C during the import is handled too.
         from vbackup.cli import dispatch
 
         return dispatch.run(arguments, result)
     except VbackupError as err:
-        return _fail(err, as_json=as_json, command=result.command)
+        return _fail(err, as_json=as_json, is_plugin=is_plugin, command=result.command)
     except SystemExit as end:  # argparse printed the help or the version
         return int(end.code or 0)
     except KeyboardInterrupt:
@@ -80,17 +80,22 @@ def _status(arguments: Sequence[str], result: streams.Result) -> int:
     except ImportError as err:
         log.debug("unexpected", exc_info=True)
         python = ".".join(map(str, sys.version_info[:3]))
-        return _fail(InstallationError(err.name or "a module", python, str(err)), as_json=as_json)
+        return _fail(InstallationError(err.name or "a module", python, str(err)), as_json=as_json, is_plugin=is_plugin)
     except Exception as err:
         from vbackup.files import reported
 
         log.debug("unexpected", exc_info=True)
-        return _fail(reported(err), as_json=as_json)
+        return _fail(reported(err), as_json=as_json, is_plugin=is_plugin)
 
 
-def _fail(err: VbackupError, *, as_json: bool, command: str = "vbackup") -> int:
+def _fail(err: VbackupError, *, as_json: bool, is_plugin: bool, command: str = "vbackup") -> int:
+    if is_plugin:  # of Nagios, which takes 2 for critical, and reads standard output
+        from vbackup import api
+
+        print(api.nagios_unknown(str(err)))
+        return int(api.Health.UNKNOWN)
     hint = f" See '{err.help_of or command} --help'." if isinstance(err, UsageError) else ""
     if as_json:
         print(json.dumps(error_document(err), default=str))
-    print(f"vbackup: {plain(str(err))}{hint}", file=sys.stderr)
+    print(f"{journal.prefix(journal.ERROR)}vbackup: {plain(str(err))}{hint}", file=sys.stderr)
     return int(err.status)

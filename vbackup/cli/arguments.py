@@ -21,12 +21,18 @@ def add_subcommands(parser: argparse.ArgumentParser, dest: str) -> Any:
 
 
 def add_common(
-    parser: argparse.ArgumentParser, *, at_top: bool = False, asks_libvirt: bool = True, of_hosts: bool = False
+    parser: argparse.ArgumentParser,
+    *,
+    at_top: bool = False,
+    asks_libvirt: bool = True,
+    of_hosts: bool = False,
+    reads_config: bool = False,
 ) -> None:
     """Add the options of every command, which may stand before or after its name.
 
     ``at_top``: before it, where they get their defaults. Without ``asks_libvirt`` the help does not offer -c, which is
     accepted and ignored: a script can give all commands the same options. ``of_hosts``: -c may be given several times.
+    ``reads_config``: the help offers --config, which all others accept and ignore.
     """
 
     def default(value: Any) -> Any:
@@ -65,6 +71,14 @@ def add_common(
         metavar="DIR",
         default=default(os.environ.get("VBACKUP_REPOSITORY")),
         help="repository directory (default: VBACKUP_REPOSITORY)",
+    )
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        default=default(os.environ.get("VBACKUP_CONFIG") or None),
+        help="configuration file, in place of all others (default: VBACKUP_CONFIG, or those of this user)"
+        if reads_config or at_top
+        else argparse.SUPPRESS,
     )
     parser.add_argument(
         "--json", action="store_true", default=default(False), help="print the result as one JSON document"
@@ -179,7 +193,12 @@ def add_domains(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--domain", metavar="DOMAIN", dest="domain_option", help=argparse.SUPPRESS)
     parser.add_argument("--all", action="store_true", help="back up all domains that can be backed up")
     parser.add_argument(
-        "--exclude", metavar="PATTERN", nargs="+", action="extend", default=[], help="with --all: skip these domains"
+        "--exclude",
+        metavar="PATTERN",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="with --all or patterns: skip these domains",
     )
 
 
@@ -433,11 +452,17 @@ def optional_domain_of(options: argparse.Namespace) -> str | None:
 def domains_of(options: argparse.Namespace) -> list[str]:
     """Return the words that add_domains' arguments name domains with; none for --all. Raises UsageError."""
     words = domain_words_of(options)
-    if options.exclude and not options.all:
-        raise UsageError("--exclude needs --all; without it, give only the domains to back up.")
+    if options.exclude and not options.all and not any(map(_is_pattern, words)):
+        raise UsageError("--exclude needs --all or a pattern; without, give only the domains to back up.")
     if not options.all and not words:
         raise UsageError(f"No domain given{_why_none(options)}.")
     return words
+
+
+def _is_pattern(word: str) -> bool:
+    from vbackup import names  # which 'vbackup --help' does without
+
+    return names.is_pattern(word)
 
 
 def domain_words_of(options: argparse.Namespace) -> list[str]:
@@ -452,3 +477,19 @@ def domain_words_of(options: argparse.Namespace) -> list[str]:
     if "" in words:
         raise UsageError("The domain name is empty.")
     return words
+
+
+def add_asked(parser: argparse.ArgumentParser) -> None:
+    """Add what a command asks of whether everything is backed up (vbackup.cli.overviews)."""
+    from vbackup.cli.values import age_s  # which 'vbackup --help' does without
+
+    parser.add_argument("jobs", metavar="JOB", nargs="*", help="names of jobs (default: all)")
+    parser.add_argument(
+        "--max-age",
+        metavar="TIME",
+        type=age_s,
+        help="how old the newest backup of a domain may be, such as 26h or 8d (default: what its job promises)",
+    )
+    parser.add_argument(
+        "--offline", action="store_true", help="do not ask libvirt which domains there are, and which are gone"
+    )

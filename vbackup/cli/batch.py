@@ -12,14 +12,38 @@ from typing import Any
 from vbackup.api import BackupPlan, BackupRequest, BatchResult, Connection, Selection, SkippedDomain, documents
 from vbackup.cli import output, plans, script_options
 from vbackup.cli.context import Context
-from vbackup.errors import GroupError, InterruptedBySignalError, Status, error_document
+from vbackup.errors import (
+    DomainNotFoundError,
+    GroupError,
+    InterruptedBySignalError,
+    Status,
+    UsageError,
+    error_document,
+)
 from vbackup.model import Backup, Group
 from vbackup.report import Reporter
 
 
 def select(words: Sequence[str], options: argparse.Namespace, vb: Connection) -> Selection:
-    """Return the domains that the command is about. Raises DomainNotFoundError, HostUnreachableError."""
-    return vb.select_all(options.exclude) if options.all else vb.select(words)
+    """Return the domains that the command is about. Raises DomainNotFoundError, HostUnreachableError, UsageError."""
+    if options.all:
+        return vb.select_all(options.exclude)
+    try:
+        selected = vb.select(words, options.exclude)
+    except DomainNotFoundError as err:
+        if options.strict:
+            raise UsageError(f"{err} Nothing was backed up, as --strict asks.") from err
+        raise
+    if options.strict:
+        refuse_unmatched(words, selected.unmatched)
+    return selected
+
+
+def refuse_unmatched(words: Sequence[str], unmatched: Sequence[str]) -> None:
+    """Raise UsageError for a word of the user that matches nothing, before anything is backed up."""
+    for word in words:
+        if word in unmatched:
+            raise UsageError(f"The pattern {word!r} matches no domain. Nothing was backed up, as --strict asks.")
 
 
 def run(
@@ -29,7 +53,7 @@ def run(
     started = time.monotonic()
     with context.reporting() as reporter:
         for word in selected.unmatched:
-            option = f"--exclude {word}" if options.all else f"The pattern {word}"
+            option = f"--exclude {word}" if word in options.exclude else f"The pattern {word}"
             reporter.warning(f"{option} matches no domain; 'virsh list --all' lists all domains.")
         results = _run(request, selected, options=options, vb=vb, reporter=reporter)
     duration_s = round(time.monotonic() - started, 3)

@@ -16,15 +16,30 @@ from vbackup.stop import Stop, on_signals
 #: The commands that only print.
 _ONLY_PRINT = frozenset(
     (
-        *("list", "show", "verify", "diff", "usage", "ls", "cat", "search", "bitmap list", "hooks status", "schema"),
+        *(
+            "status",
+            "list",
+            "show",
+            "verify",
+            "diff",
+            "usage",
+            "ls",
+            "cat",
+            "search",
+            "bitmap list",
+            "hooks status",
+            "schema",
+            "completion",
+        ),
         *("session list", "session status", "session changes", "tracker list", "checkpoint list"),
         *("stream backup", "engine read", "engine config"),
+        *("config check", "config show", "config schema", "config init", "config recover"),
     )
 )
 
 
 #: Where the options of a command with commands have the inner one.
-_INNER = ("bitmap_command", "stream_command", "engine_command", "action")
+_INNER = ("config_command", "bitmap_command", "stream_command", "engine_command", "action")
 
 
 def run(arguments: Sequence[str], result: Result | None = None) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 from vbackup.api import BackupPlan, BackupRequest, BatchResult, Fleet, FleetSelection, HostSelection
 from vbackup.cli import batch, output, plans, script_options
 from vbackup.cli.context import Context
-from vbackup.errors import InterruptedBySignalError, Status, error_document
+from vbackup.errors import DomainNotFoundError, InterruptedBySignalError, Status, UsageError, error_document
 from vbackup.model import Backup
 from vbackup.report import Reporter
 
@@ -21,9 +21,9 @@ def run(
 ) -> int:
     """Back up the domains that the words select on all hosts, or plan their backups, and print the results."""
     started = time.monotonic()
-    selected = vb.select_all(options.exclude) if options.all else vb.select(words)
+    selected = _select(words, options, vb)
     with context.reporting() as reporter:
-        _report(selected, reporter, is_all=options.all)
+        _report(selected, reporter, excluded=options.exclude)
         results = _run(request, selected, options=options, vb=vb, reporter=reporter)
     duration_s = round(time.monotonic() - started, 3)
     failure = _failure(results, selected)
@@ -36,12 +36,26 @@ def run(
     return _status(results, selected)
 
 
-def _report(selected: FleetSelection, reporter: Reporter, *, is_all: bool) -> None:
+def _select(words: Sequence[str], options: argparse.Namespace, vb: Fleet) -> FleetSelection:
+    if options.all:
+        return vb.select_all(options.exclude)
+    try:
+        selected = vb.select(words, options.exclude)
+    except DomainNotFoundError as err:
+        if options.strict:
+            raise UsageError(f"{err} Nothing was backed up, as --strict asks.") from err
+        raise
+    if options.strict and not _lost(selected):  # a host that was not reached may have a domain that matches
+        batch.refuse_unmatched(words, selected.unmatched)
+    return selected
+
+
+def _report(selected: FleetSelection, reporter: Reporter, *, excluded: Sequence[str]) -> None:
     for host in selected.hosts:
         if host.error is not None:
             reporter.warning(f"{host.name}: {host.error}")
     for word in selected.unmatched:
-        option = f"--exclude {word}" if is_all else f"The pattern {word}"
+        option = f"--exclude {word}" if word in excluded else f"The pattern {word}"
         reporter.warning(f"{option} matches no domain of any host; 'virsh -c URI list --all' lists those of one.")
     for remark in selected.remarks:
         reporter.warning(remark)

@@ -13,8 +13,11 @@ from vbackup.errors import UsageError
 
 #: The commands, with their help in ``vbackup --help``.
 COMMANDS = {
+    "run": "run jobs of the configuration",
+    "config": "check, show and make the configuration",
     "init": "create a repository",
     "backup": "back up domains",
+    "status": "tell whether everything is backed up",
     "list": "list the domains and backups in a repository",
     "show": "show the record of a backup",
     "verify": "compare the images of backups with their block lists",
@@ -52,7 +55,9 @@ COMMANDS = {
     "tracker": "list and forget the trackers of sessions",
     "checkpoint": "list and delete checkpoints of a tracker",
     "hooks": "install or remove libvirt's hook script",
+    "metrics": "write metrics for Prometheus",
     "schema": "print the JSON Schema of a document",
+    "completion": "print the completion script of a shell",
 }
 
 

@@ -1,4 +1,7 @@
-"""Reporters of the command line: bars on a terminal, log lines elsewhere, JSON lines for programs. All on stderr."""
+"""Reporters of the command line: bars on a terminal, log lines elsewhere, JSON lines for programs. All on stderr.
+
+What goes to systemd's journal has priorities (vbackup.cli.journal).
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from vbackup.cli import journal
 from vbackup.cli.output import plain, size
 from vbackup.cli.terminal import Terminal
 from vbackup.report import Labelled, Labelling, Phase, Reporter
@@ -33,6 +37,8 @@ def choose(progress: str, *, quiet: bool, domain: str | None = None, is_log: boo
     elif sys.stderr.isatty():
         with Terminal() as terminal:
             yield terminal
+    elif journal.is_there():
+        yield Journal(domain)
     else:
         yield Lines(domain)
 
@@ -91,6 +97,15 @@ class Lines(Warnings):
     def _log(self, message: str, kind: str = "") -> None:
         domain = f"{self._domain}: " if self._domain is not None else ""
         _print_line(f"{time.strftime('%Y-%m-%d %H:%M:%S')} vbackup: {kind}{plain(domain + message)}")
+
+
+class Journal(Lines):
+    """Prints lines for systemd's journal, which has the time itself, with their priorities."""
+
+    def _log(self, message: str, kind: str = "") -> None:
+        priority = journal.WARNING if kind else journal.INFO
+        domain = f"{self._domain}: " if self._domain is not None else ""
+        _print_line(f"<{priority}>{plain(domain + message)}")
 
 
 class JsonLines:

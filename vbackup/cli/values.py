@@ -1,40 +1,68 @@
-"""The values that argument texts become: sizes, rates, times."""
+"""The values that argument texts become; vbackup.config.values has the grammar that the configuration shares."""
 
 from __future__ import annotations
 
 import argparse
+import functools
 import re
-import shlex
+from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import TypeVar
 
 from vbackup import names
-from vbackup.api import Duration, note_fault
+from vbackup.api import Duration
+from vbackup.config import times
+from vbackup.config import values as grammar
+from vbackup.config.calendar import Window
 from vbackup.errors import UsageError
 from vbackup.fields import MAX_SIZE_BYTES
 
-#: As virsh reads sizes: k, KiB = 1024 bytes; KB = 1000.
-_UNITS = {"": 1, "b": 1} | {
-    f"{letter}{suffix}": base**power
-    for power, letter in enumerate("kmgtpe", start=1)
-    for suffix, base in (("", 1024), ("ib", 1024), ("b", 1000))
-}
-_SIZE = re.compile(r"(?P<number>\d+(\.\d+)?)\s*(?P<unit>[a-z]*)(/s)?", re.IGNORECASE | re.ASCII)
-#: A year: longer than anybody waits, and within what the operating system can count.
-MAX_WAIT_S = 365 * 24 * 3600
-#: Limits for the latency of a guest's request; after 30 s guests report a failed disk.
-MIN_LATENCY_MS, MAX_LATENCY_MS = 0.1, 60_000.0
-#: Most threads; more would only cost memory.
-MAX_COUNT = 1000
-#: Less than any guest that boots has.
-MIN_MEMORY_BYTES = 16 * 1024 * 1024
-MAX_PORT = 65535
 #: Most extents of one answer.
 MAX_RESULTS = 1_000_000
-#: The largest number of backups that a rule can keep: 114 years of one an hour.
-MAX_KEPT = 1_000_000
 #: libvirt writes a definition to NAME.xml.new first, and a file name has 255 bytes.
 MAX_NAME_BYTES = 255 - len(".xml.new")
+
+
+_Value = TypeVar("_Value")
+
+
+def _argument(read: Callable[[str], _Value]) -> Callable[[str], _Value]:
+    """Return the function with its errors as argparse prints them: with their text."""
+
+    @functools.wraps(read)
+    def argument(text: str) -> _Value:
+        try:
+            return read(text)
+        except ValueError as err:
+            raise argparse.ArgumentTypeError(str(err)) from None
+
+    return argument
+
+
+absolute_directory = _argument(grammar.absolute_directory)
+age_s = _argument(grammar.age_s)
+console_pattern = _argument(grammar.console_pattern)
+count = _argument(grammar.count)
+freeze_limit_s = _argument(grammar.freeze_limit_s)
+guest_command = _argument(grammar.guest_command)
+host_and_port = _argument(grammar.host_and_port)
+host_and_ports = _argument(grammar.host_and_ports)
+keep_count = _argument(grammar.keep_count)
+memory_bytes = _argument(grammar.memory_bytes)
+milliseconds = _argument(grammar.milliseconds)
+note = _argument(grammar.note)
+percent = _argument(grammar.percent)
+positive_seconds = _argument(grammar.positive_seconds)
+seconds = _argument(grammar.seconds)
+speed_bytes_s = _argument(grammar.speed_bytes_s)
+_keep_within = _argument(grammar.keep_within)
+_window = _argument(times.window)
+
+
+def window(text: str) -> tuple[Window | None]:
+    """Return a window of the day such as 22:00-06:00, in a tuple; None for "any"."""
+    return (None if text == "any" else _window(text),)
 
 
 def directory(text: str) -> Path:
@@ -44,40 +72,9 @@ def directory(text: str) -> Path:
     return Path(text)
 
 
-def host_and_port(text: str) -> tuple[str, int]:
-    """Return a host and a port: localhost:8443, 0.0.0.0:8443, [::1]:8443. Port 0 is any that is free."""
-    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.%a-z]+)\]|([^\s:\[\]/]+)):(\d{1,5})", text, re.ASCII)
-    if match is None or int(match[3]) > MAX_PORT:
-        raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT, such as localhost:8443 or [::1]:8443")
-    return match[1] or match[2], int(match[3])
-
-
-def host_and_ports(text: str) -> tuple[str, range]:
-    """Return a host and its ports: backup.example.com:10809, [fd00::1]:10809-10812."""
-    first, dash, last = text.rpartition("-")
-    if not dash or not re.fullmatch(r"\d{1,5}", last, re.ASCII) or not first.rpartition(":")[2].isdecimal():
-        first, last = text, text.rpartition(":")[2]
-    try:
-        host, number = host_and_port(first)
-    except argparse.ArgumentTypeError:
-        number = 0
-    if not number or not number <= int(last) <= MAX_PORT:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not HOST:PORT or HOST:PORT-PORT, such as backup.example.com:10809-10812"
-        )
-    return host, range(number, int(last) + 1)
-
-
-def absolute_directory(text: str) -> str:
-    """Return the path of a directory of another host."""
-    if not text.startswith("/"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not an absolute path")
-    return text
-
-
 def offset_bytes(text: str) -> int:
     """Return an offset or a length such as 0, 65536 or 4G."""
-    size = _size_bytes(text)
+    size = grammar.size_bytes(text)
     if size is None or size > MAX_SIZE_BYTES:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of bytes like 65536 or 4G")
     return size
@@ -92,58 +89,10 @@ def result_count(text: str) -> int:
 
 def granularity_bytes(text: str) -> int:
     """Return the bytes per bit of a bitmap: a power of two from 512 bytes to 2 GiB, as QEMU accepts."""
-    size = _size_bytes(text)
+    size = grammar.size_bytes(text)
     if size is None or size not in [2**power for power in range(9, 32)]:
         raise argparse.ArgumentTypeError(f"{text!r} is not a power of two from 512 to 2G")
     return size
-
-
-def _size_bytes(text: str) -> int | None:
-    match = _SIZE.fullmatch(text.strip())
-    factor = _UNITS.get(match["unit"].lower()) if match else None
-    if match is None or factor is None:
-        return None
-    # A number too long for a float is infinite, and beyond every limit.
-    return int(min(float(match["number"]) * factor, MAX_SIZE_BYTES + 1))
-
-
-def memory_bytes(text: str) -> int:
-    """Return an amount of memory, such as 512M or 4G, from 16 MiB up."""
-    size = _size_bytes(text)
-    if size is None or size < MIN_MEMORY_BYTES:
-        raise argparse.ArgumentTypeError(f"{text!r} is not an amount of memory like 512M or 4G, from 16M up")
-    return size
-
-
-def guest_command(text: str) -> str:
-    """Return a command for the guest, whose words can be told apart."""
-    try:
-        words = shlex.split(text)
-    except ValueError as err:
-        raise argparse.ArgumentTypeError(f"{text!r} has words that cannot be told apart: {err}") from None
-    if not words:
-        raise argparse.ArgumentTypeError("the command is empty")
-    return text
-
-
-def console_pattern(text: str) -> str:
-    """Return a regular expression, which matches something."""
-    try:
-        if re.compile(text).search(""):
-            raise argparse.ArgumentTypeError(f"{text!r} also matches a console on which nothing is")
-    except (re.error, OverflowError, RecursionError) as err:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a regular expression: {err}") from None
-    return text
-
-
-def speed_bytes_s(text: str) -> int:
-    """Return a rate such as 50M, 50MiB/s, 1.5GB/s or 1000000 in bytes per second."""
-    rate = _size_bytes(text)
-    if rate is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a rate like 50M, 50MiB/s or 1000000")
-    if not 1 <= rate <= MAX_SIZE_BYTES:
-        raise argparse.ArgumentTypeError(f"{text!r} is not from 1 to {MAX_SIZE_BYTES} bytes per second")
-    return rate
 
 
 def new_speed(text: str) -> int | None:
@@ -156,110 +105,14 @@ def new_speed(text: str) -> int | None:
         raise UsageError(f"{err}, nor 'unlimited'.") from err
 
 
-#: Units of a duration, in seconds.
-_DURATION_UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
-_DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)\s*(us|ms|s|min|m|h|d)\s*", re.ASCII)
-
-
-def duration_s(text: str, *, unit_s: float = 1) -> float | None:
-    """Return a time such as 90s, 5m, 1h30m or 500ms in seconds, or None for another text.
-
-    ``unit_s``: what a number without a unit counts, in seconds.
-    """
-    text = text.strip()
-    if re.fullmatch(r"\d{1,9}(\.\d{1,9})?", text, re.ASCII):
-        return float(text) * unit_s
-    if re.fullmatch(f"({_DURATION.pattern})+", text, re.ASCII) is None:
-        return None
-    return sum(float(number) * _DURATION_UNITS[unit] for number, unit in _DURATION.findall(text))
-
-
-def freeze_limit_s(text: str) -> int:
-    """Return whole seconds within the limits of a freeze."""
-    from vbackup.api import MAX_FREEZE_LIMIT_S, MIN_FREEZE_LIMIT_S  # which few values are about
-
-    limit_s = duration_s(text)
-    if limit_s is None or not MIN_FREEZE_LIMIT_S <= limit_s <= MAX_FREEZE_LIMIT_S or limit_s != int(limit_s):
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not a whole number of seconds from {MIN_FREEZE_LIMIT_S} to {MAX_FREEZE_LIMIT_S}, like 20, 20s"
-            " or 1m"
-        )
-    return int(limit_s)
-
-
-def milliseconds(text: str) -> float:
-    """Return a time such as 20, 20ms, 500us or 0.5s in milliseconds; from 0.1 ms to a minute."""
-    value_s = duration_s(text, unit_s=1e-3)
-    if value_s is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a time like 20ms, 500us or 0.5s")
-    value = round(value_s * 1000, 6)
-    if not MIN_LATENCY_MS <= value <= MAX_LATENCY_MS:
-        raise argparse.ArgumentTypeError(f"{text!r} is not from 0.1ms to 60s")
-    return value
-
-
-def count(text: str) -> int:
-    """Return a number of threads, from 1 to 1000."""
-    if not re.fullmatch(r"\d{1,4}", text, re.ASCII) or not 1 <= int(text) <= MAX_COUNT:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to {MAX_COUNT}")
-    return int(text)
-
-
-def percent(text: str) -> float:
-    """Return a percentage such as 5, 0.5 or 10%: above 0, up to 100."""
-    match = re.fullmatch(r"(\d{1,3}(?:\.\d{1,6})?)\s*%?", text.strip(), re.ASCII)
-    if match is None or not 0 < float(match[1]) <= 100:  # noqa: PLR2004
-        raise argparse.ArgumentTypeError(f"{text!r} is not a percentage above 0 and up to 100")
-    return float(match[1])
-
-
-def keep_count(text: str) -> int:
-    """Return how many backups a rule keeps, from 1 to a million: a rule that keeps none is left out."""
-    if not re.fullmatch(r"\d{1,7}", text, re.ASCII) or not 1 <= int(text) <= MAX_KEPT:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not a number from 1 to {MAX_KEPT}; leave out a rule to keep none"
-        )
-    return int(text)
-
-
 def chain_length(text: str) -> int:
     """Return a number of images, from 1 to 1000."""
     return count(text)
 
 
-_KEEP_WITHIN = re.compile(
-    r"(?:(?P<years>\d{1,5})y)?(?:(?P<months>\d{1,5})m)?(?:(?P<weeks>\d{1,5})w)?(?:(?P<days>\d{1,5})d)?"
-    r"(?:(?P<hours>\d{1,5})h)?",
-    re.ASCII,
-)
-
-
 def keep_within(text: str) -> Duration:
     """Return a time such as 36h, 14d or 1y6m: years, months, weeks, days and hours, in this order."""
-    match = _KEEP_WITHIN.fullmatch(text)
-    numbers = {unit: int(number) for unit, number in match.groupdict("0").items()} if match is not None else {}
-    if not any(numbers.values()):
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not a time like 36h, 14d, 2w or 1y6m: numbers with the units y, m (months), w, d, h, in this"
-            " order, and not all 0"
-        )
-    return Duration(text, **numbers)
-
-
-def seconds(text: str) -> float:
-    """Return a time to wait in seconds, up to a year: 90, 90s, 5m, 1h30m."""
-    value = duration_s(text)
-    if value is None or value > MAX_WAIT_S:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a time like 90, 90s, 5m or 1h30m, up to a year")
-    return value
-
-
-def positive_seconds(text: str) -> float:
-    """Return a time to wait in seconds, as ``seconds``, but above 0."""
-    value = seconds(text)
-    if value <= 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not more than 0 seconds: give one like 90s or 5m")
-    return value
+    return Duration(text, **_keep_within(text))
 
 
 def tracker_name(text: str) -> str:
@@ -319,14 +172,6 @@ def director_job_time(text: str) -> str | None:
     """
     match = re.search(r"([0-9]{4}(?:\.[0-9]{2}){5})\.[0-9]+\.*$", text)
     return director_time(match[1] if match else text)
-
-
-def note(text: str) -> str:
-    """Return the text if it can be the note of a backup, or a reason: a line of text for people."""
-    fault = note_fault(text)
-    if fault is not None:
-        raise argparse.ArgumentTypeError(f"the text {fault}")
-    return text
 
 
 def timestamp(text: str) -> datetime:

@@ -45,8 +45,10 @@ class Calendar:
 
 
 def _utc(wall: datetime, zone: tzinfo | None) -> datetime:
-    # Without a zone, a naive time is one of the system's zone.
-    return (wall if zone is None else wall.replace(tzinfo=zone)).astimezone(timezone.utc)
+    if zone is not None:
+        return wall.replace(tzinfo=zone).astimezone(timezone.utc)
+    # Of a naive time that does not exist, astimezone() takes the offset of the new clock, timestamp() of the old one.
+    return datetime.fromtimestamp(wall.timestamp(), timezone.utc)
 
 
 @dataclass(frozen=True)

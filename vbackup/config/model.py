@@ -59,7 +59,7 @@ class RepositoryEntry:
 
     name: str
     path: Path
-    place: Place
+    place: Place = field(compare=False)  #: where it was written, which is no part of what it says
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class TargetEntry:
     name: str
     url: str  #: a directory or a URL, as --to takes it
     options: Mapping[str, Options]
-    place: Place
+    place: Place = field(compare=False)  #: where it was written, which is no part of what it says
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Job:
 
     name: str
     repository: str  #: name of its RepositoryEntry
-    place: Place
+    place: Place = field(compare=False)  #: where it was written, which is no part of what it says
     connect: tuple[str, ...] = ()  #: libvirt URIs; empty: libvirt's default
     hosts: Path | None = None  #: file of libvirt URIs
     domains: tuple[str, ...] = ()  #: names, UUIDs and patterns; empty: all
@@ -105,13 +105,15 @@ class Notifier:
     """``[notify.NAME]``: exactly one of ``ping``, ``webhook``, ``apprise`` and ``mail_to`` is set."""
 
     name: str
-    place: Place
+    place: Place = field(compare=False)  #: where it was written, which is no part of what it says
     when: frozenset[When]
     ping: Secret | None = None  #: a URL as of healthchecks.io: URL/start, URL, URL/fail
     webhook: Secret | None = None  #: a URL that gets the report of the run by POST
     apprise: Secret | None = None  #: a URL of apprise
     mail_to: tuple[str, ...] = ()  #: through sendmail
     mail_from: str | None = None
+    sendmail: Path | None = None  #: the program; None: where it usually is
+    secret: Secret | None = None  #: signs what a webhook gets
     timeout_s: float = 30.0  #: for all attempts together
 
 
@@ -119,7 +121,7 @@ class Notifier:
 class Config:
     """The whole configuration."""
 
-    paths: tuple[Path, ...]  #: the files, in the order in which they were read
+    paths: tuple[Path, ...] = field(compare=False)  #: the files, in the order in which they were read
     repositories: Mapping[str, RepositoryEntry]
     targets: Mapping[str, TargetEntry]
     jobs: Mapping[str, Job]
@@ -127,4 +129,4 @@ class Config:
     metrics_file: Path | None = None  #: [metrics] textfile: written after every run
     report_html: Path | None = None  #: [report] html
     report_text: Path | None = None  #: [report] text
-    origins: Mapping[str, Place] = field(default_factory=dict)  #: of each key: "job.nightly.prune.keep-daily"
+    origins: Mapping[str, Place] = field(default_factory=dict, compare=False)  #: of "job.nightly.prune.keep-daily"

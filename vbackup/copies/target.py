@@ -15,14 +15,14 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from vbackup import names
 from vbackup.errors import StorageError, UsageError
 from vbackup.fields import Fields, parse_json
 from vbackup.stores.sealed import Keys, SealedStore
-from vbackup.stores.store import Store, StoredObject, is_key, read_small
+from vbackup.stores.store import Store, StoredObject, is_key, read_small, refuse_too_many
 
 MARKER = "vbackup.json"
 SCHEMA = "vbackup.target/1"
@@ -164,17 +164,23 @@ class Listing:
 
 def listing(target: Target, uuid: str) -> Listing:
     """Return what the target has of a domain. Raises StorageError."""
-    return _listing(uuid, target.store.list(f"{uuid}/"))
+    return _listing(uuid, _objects(target, f"{uuid}/"))
 
 
 def listings(target: Target) -> dict[str, Listing]:
     """Return what the target has of each domain, by UUID, in their order. Raises StorageError."""
     found: dict[str, list[StoredObject]] = {}
-    for each in target.store.list(""):
+    for each in _objects(target, ""):
         uuid = each.key.partition("/")[0]
         if names.UUID.fullmatch(uuid):
             found.setdefault(uuid, []).append(each)
     return {uuid: _listing(uuid, objects) for uuid, objects in found.items()}
+
+
+def _objects(target: Target, prefix: str) -> Iterator[StoredObject]:
+    for count, each in enumerate(target.store.list(prefix), start=1):
+        refuse_too_many(count, target.name)
+        yield each
 
 
 def _listing(uuid: str, objects: Iterable[StoredObject]) -> Listing:

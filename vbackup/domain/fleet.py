@@ -53,16 +53,17 @@ class FleetSelection:
     remarks: tuple[str, ...] = ()  #: what the user should know, for people
 
 
-def by_words(words: Sequence[str], hosts: Sequence[Reached]) -> FleetSelection:
-    """Return the domains that the words select on each host.
+def by_words(words: Sequence[str], hosts: Sequence[Reached], excluded: Sequence[str] = ()) -> FleetSelection:
+    """Return the domains that the words select on each host, but those that ``excluded`` names or matches.
 
     A name that one host has need not be on the others. Raises DomainNotFoundError if nothing is selected although all
     hosts were reached.
     """
-    selected = _on_each(hosts, lambda host: _present(selection.those_of_words(words, host)))
+    selected = _on_each(hosts, lambda host: _present(selection.those_of_words(words, host, excluded)))
     nowhere = _on_none(selected, words)
     unmatched = tuple(word for word in nowhere if names.is_pattern(word))
     unknown = tuple(word for word in nowhere if not names.is_pattern(word))
+    unmatched += tuple(_on_none(selected, excluded))
     if not unknown:
         _refuse_nothing(selected, "matches " + " or ".join(map(repr, words)))
     return replace(selected, unmatched=unmatched, unknown=unknown)

@@ -19,11 +19,11 @@ from enum import Enum
 from typing import Any, Protocol
 
 from vbackup.errors import DomainGoneError, QmpError, QuiesceError, VbackupError
-from vbackup.model import Consistency, Quiesce
+from vbackup.model import MAX_FREEZE_LIMIT_S, MIN_FREEZE_LIMIT_S, Consistency, Quiesce
 from vbackup.report import Reporter
 
 #: How long a guest may be frozen, counted from the freeze command: the default and the accepted range.
-DEFAULT_LIMIT_S, MIN_LIMIT_S, MAX_LIMIT_S = 10, 1, 600
+DEFAULT_LIMIT_S, MIN_LIMIT_S, MAX_LIMIT_S = 10, MIN_FREEZE_LIMIT_S, MAX_FREEZE_LIMIT_S
 #: How long the agent may take to answer a ping or a status query.
 PING_S = 5
 #: How long the agent may take to answer one thaw, and how long the thaw is retried.

@@ -525,6 +525,14 @@ class DomainHandle:
             stream.finish()
         return bytes(data)
 
+    def capacity_bytes(self, dev: str) -> int | None:
+        """Return the size of a disk as the guest sees it; None if libvirt does not know it."""
+        try:
+            return int(self.domain.blockInfo(dev)[0])
+        except libvirt.libvirtError as err:
+            log.debug("size of disk %s: %s", dev, err)
+            return None
+
     def has_managed_save(self) -> bool:
         """Return True if the domain has a managed save image (virsh managedsave), from which its next start resumes."""
         with self.host.errors(f"read the saved state of domain {self.name}"):

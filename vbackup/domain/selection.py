@@ -14,6 +14,8 @@ from vbackup.domain import domain_xml, standby_xml
 from vbackup.domain.host import DomainHandle, Host
 from vbackup.errors import ConnectionLostError, DomainNotFoundError, VbackupError
 
+_EXCLUDED = "excluded by the user"
+
 
 @dataclass(frozen=True)
 class Chosen:
@@ -55,20 +57,22 @@ def is_one(word: str, host: Host) -> bool:
     return True
 
 
-def by_words(words: Sequence[str], host: Host) -> Selection:
+def by_words(words: Sequence[str], host: Host, excluded: Sequence[str] = ()) -> Selection:
     """Return the domains that the words select, each once, in the order of the words; matches of a pattern by name.
 
-    A name that libvirt does not have is selected too, and fails later by itself; a pattern that matches nothing is
-    ``unmatched``. Raises DomainNotFoundError if nothing is selected, ConnectionLostError, MonitorError.
+    What a name, UUID or pattern in ``excluded`` matches is left out. A name that libvirt does not have is selected too,
+    and fails later by itself; a pattern that matches nothing is ``unmatched``. Raises DomainNotFoundError if nothing is
+    selected, ConnectionLostError, MonitorError.
     """
-    selected = those_of_words(words, host)
+    selected = those_of_words(words, host, excluded)
     if not selected.chosen:
-        words = " or ".join(map(repr, selected.unmatched))
-        raise DomainNotFoundError(None, f"matches {words} at {host.real_uri}", host.elsewhere())
+        words = " or ".join(map(repr, selected.unmatched if not selected.skipped else words))
+        left_out = f"; left out: {', '.join(one.name for one in selected.skipped)}" if selected.skipped else ""
+        raise DomainNotFoundError(None, f"matches {words} at {host.real_uri}{left_out}", host.elsewhere())
     return selected
 
 
-def those_of_words(words: Sequence[str], host: Host) -> Selection:
+def those_of_words(words: Sequence[str], host: Host, excluded: Sequence[str] = ()) -> Selection:
     """Return what ``by_words`` returns; it may be nothing. Raises ConnectionLostError, MonitorError."""
     handles = host.domains()
     chosen: dict[str, Chosen] = {}
@@ -79,7 +83,21 @@ def those_of_words(words: Sequence[str], host: Host) -> Selection:
             unmatched.append(word)
         for domain in matching:
             chosen.setdefault(domain.uuid or f"name {domain.name}", domain)
-    return Selection(tuple(chosen.values()), unmatched=tuple(unmatched))
+    return _without(Selection(tuple(chosen.values()), unmatched=tuple(unmatched)), excluded, handles)
+
+
+def _without(selected: Selection, excluded: Sequence[str], handles: Sequence[DomainHandle]) -> Selection:
+    """Return the selection without what is excluded; an exclusion that matches no domain of the host is unmatched."""
+    out = [domain for domain in selected.chosen if _is_excluded(domain, excluded)]
+    return Selection(
+        tuple(domain for domain in selected.chosen if domain not in out),
+        tuple(Skipped(domain.name, domain.uuid or "", _EXCLUDED) for domain in out if domain.uuid is not None),
+        (*selected.unmatched, *_unmatched(excluded, handles)),
+    )
+
+
+def _unmatched(excluded: Sequence[str], handles: Sequence[DomainHandle]) -> list[str]:
+    return [word for word in excluded if not any(_is_excluded(handle, [word]) for handle in handles)]
 
 
 def _matches(word: str, handles: Sequence[DomainHandle]) -> list[Chosen]:
@@ -107,20 +125,19 @@ def those_of_all(host: Host, excluded: Sequence[str]) -> Selection:
     chosen, skipped = [], []
     handles = host.domains()
     for handle in handles:
-        reason = "excluded by the user" if _is_excluded(handle, excluded) else _reason_to_skip(handle)
+        reason = _EXCLUDED if _is_excluded(handle, excluded) else reason_to_skip(handle)
         if reason is None:
             chosen.append(_chosen(handle))
         else:
             skipped.append(Skipped(handle.name, handle.uuid, reason))
-    unmatched = [word for word in excluded if not any(_is_excluded(handle, [word]) for handle in handles)]
-    return Selection(tuple(chosen), tuple(skipped), tuple(unmatched))
+    return Selection(tuple(chosen), tuple(skipped), tuple(_unmatched(excluded, handles)))
 
 
-def _is_excluded(handle: DomainHandle, excluded: Sequence[str]) -> bool:
-    return any(word in (handle.name, handle.uuid) or fnmatchcase(handle.name, word) for word in excluded)
+def _is_excluded(one: DomainHandle | Chosen, excluded: Sequence[str]) -> bool:
+    return any(word in (one.name, one.uuid) or fnmatchcase(one.name, word) for word in excluded)
 
 
-def _reason_to_skip(handle: DomainHandle) -> str | None:
+def reason_to_skip(handle: DomainHandle) -> str | None:
     """Return why the domain cannot be backed up, as far as its XML and state show; None if it may be possible."""
     if _is_boot_copy(handle):
         return "it is the copy of a domain that a boot test runs"

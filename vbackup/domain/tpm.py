@@ -18,6 +18,8 @@ from vbackup.domain.state_files import UnsavedError, stable, told
 
 #: The state of a TPM is well under 1 MiB.
 MAX_BYTES = 64 * 1024 * 1024
+#: swtpm makes no directories below its own; a hypervisor that is not honest can show any number.
+MAX_DEPTH = 4
 #: What swtpm locks its directory with; each one makes its own.
 _LOCK = ".lock"
 
@@ -58,6 +60,8 @@ def _add(directory: str, prefix: str, files: dict[str, bytes], host: HostFiles) 
     for name, is_directory in host.entries(directory).items():
         path = f"{directory}/{name}"
         if is_directory:
+            if prefix.count("/") >= MAX_DEPTH:
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
             _add(path, f"{prefix}{name}/", files, host)
         elif name != _LOCK:
             left_bytes = MAX_BYTES - sum(map(len, files.values()))

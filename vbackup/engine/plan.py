@@ -190,6 +190,7 @@ class Wishes:
     node_options: NodeOptions = QEMUS_OWN
     is_served: bool = False  #: QEMU writes the images by NBD
     allow_reflink: bool = False  #: images may share data with the disks; they do not if it is compressed or a view's
+    full_every_s: float | None = None  #: how old the newest full may be before level auto is a full
 
 
 def make(

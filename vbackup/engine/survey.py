@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 
-from vbackup import names
+from vbackup import amounts, names
 from vbackup.domain import definition
 from vbackup.domain.host import DomainHandle
 from vbackup.engine import base, foreign_jobs, leftovers, plan, proof, underlay
@@ -59,16 +59,20 @@ def plan_of(selection: Selection, domain: LockedDomain, wishes: Wishes, *, is_dr
     nodes = _nodes(selection, domain, taken_ids | catalogue.history.checkpoints)
     for broken in catalogue.broken:
         domain.reporter.warning(broken.sentence)
+    now = datetime.now(timezone.utc)
+    due = _due_full(wishes, nodes, catalogue.history, now)
+    if due is not None:
+        wishes = replace(wishes, level=Level.FULL)
     starts = _starts(wishes.level, nodes, catalogue.history, domain)
     nodes = proof.compared(wishes.level, nodes, catalogue.history, domain, starts=starts)
-    choices = _choices(wishes.level, nodes, catalogue.history, domain, starts=starts)
+    choices = _choices(wishes.level, nodes, catalogue.history, domain, starts=starts, due=due)
     if not is_dry_run:
         choices = proof.recorded(choices, catalogue.history, domain)
     backup_plan = plan.make(
         selection,
         choices,
         history=catalogue.history,
-        identity=Identity(domain.naming, datetime.now(timezone.utc), names.new_token(domain.naming.place), taken_ids),
+        identity=Identity(domain.naming, now, names.new_token(domain.naming.place), taken_ids),
         wishes=wishes,
     )
     _warn_of_another_host(backup_plan, catalogue.history, domain)
@@ -229,6 +233,17 @@ def _starts(
     return lambda dev: hosts.starts(history, host, dev, of_full=of_full, on_disk=on_disk[dev])
 
 
+def _due_full(wishes: Wishes, nodes: Sequence[DiskNode], history: History, now: datetime) -> str | None:
+    """Return why the backup has to be a full, because that of a disk is too old; None if it need not be."""
+    if wishes.full_every_s is None:
+        return None
+    for node in nodes:
+        newest = history.copied_whole(node.disk.dev)
+        if newest is not None and (now - newest[1]).total_seconds() > wishes.full_every_s:
+            return f"the newest full, {newest[0]}, is older than {amounts.age(timedelta(seconds=wishes.full_every_s))}"
+    return None
+
+
 def _choices(
     level: Level,
     nodes: Sequence[DiskNode],
@@ -236,12 +251,15 @@ def _choices(
     domain: LockedDomain,
     *,
     starts: Callable[[str], Sequence[Start]] | None,
+    due: str | None,
 ) -> list[tuple[DiskNode, Choice]]:
+    """Return each disk with its base; ``due``: the reason why all of them are fulls."""
     started = last_start(domain.source.handle)
     choices = []
     for node in nodes:
         allowed = None if starts is None else starts(node.disk.dev)
         choice = base.choose(level, node, history, naming=domain.naming, started=started, starts=allowed)
+        choice = choice if due is None else replace(choice, reason=due)
         choices.append((node, choice))
         domain.reporter.step(f"Disk {node.disk.dev}: {choice.level.value}, {choice.reason}.")
         if node.disk.encrypted:

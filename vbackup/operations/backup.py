@@ -31,6 +31,7 @@ from vbackup.engine.plan import BackupPlan, FleecingAbilities, Selection, Wishes
 from vbackup.engine.unfinished import LockedDomain, Unfinished
 from vbackup.errors import (
     BaseError,
+    BusyError,
     CorruptImageError,
     DiskError,
     DomainGoneError,
@@ -74,6 +75,7 @@ class BackupRequest:
 
     domain: str  #: name or UUID
     level: Level = Level.AUTO
+    full_every_s: float | None = None  #: with level auto: the age of the newest full from which on a new one is made
     disks: tuple[str, ...] = ()  #: only these, if any
     excluded_disks: tuple[str, ...] = ()
     quiesce: Quiesce = Quiesce.AUTO
@@ -91,6 +93,7 @@ class BackupRequest:
     note: str | None = None  #: for people (vbackup.repository.notes)
     with_media: bool = False  #: small media in CD-ROM and floppy drives belong to it
     falls_back: bool = False  #: where the level has no base, the backup is a full
+    until: datetime | None = None  #: it is not begun at this time or later
 
 
 @dataclass(frozen=True)
@@ -138,6 +141,7 @@ def run(
     left then, and a warning reports what could not be undone because QEMU or libvirt could not be reached.
     """
     begun = time.monotonic()
+    _refuse_late(request)
     access = _access(request, images_in_use, stop)
     scripts = scripts or runner.none(reporter=reporter, stop=stop, work="backup", domain=request.domain)
     scripts.know(repository=os.fspath(repository.path.absolute()))
@@ -149,6 +153,15 @@ def run(
             backup = _backed_up(_Run(request, domain, moment, throttle, scripts, delivery), begun=begun)
     scripts.after(ScriptPhase.POST_BACKUP, documents.backup(backup))
     return backup
+
+
+def _refuse_late(request: BackupRequest) -> None:
+    """Raise BusyError if the time in which the backup may begin is over."""
+    if request.until is not None and datetime.now(timezone.utc) >= request.until:
+        raise BusyError(
+            f"The backup of domain {request.domain} was not begun, as the time for that ended at"
+            f" {request.until.astimezone():%Y-%m-%d %H:%M:%S}."
+        )
 
 
 def _backed_up(this: _Run, *, begun: float) -> Backup:
@@ -319,6 +332,7 @@ def _wishes(request: BackupRequest, abilities: FleecingAbilities | None, domain:
         node_options=tuning.node_options(is_local=domain.source.handle.host.is_local),
         is_served=domain.served is not None,
         allow_reflink=request.allow_reflink,
+        full_every_s=request.full_every_s if request.level is Level.AUTO else None,
     )
 
 

@@ -106,6 +106,7 @@ def run(
     target = targets.opened_for(store, repository.ids, create=True, keys=keys)
     known = known_of(repository, target)
     directory = known.ledger.directory_of(request.uuid)
+    known.ledger.note_place(target.name)
     name = repository.name_of(request.uuid)
     with (
         going_on("what was sent is kept, and the same command goes on"),

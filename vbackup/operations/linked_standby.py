@@ -7,6 +7,7 @@ started, and all its data is written to that.
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -182,8 +183,10 @@ class LinkedFiles:
     def _has(self, path: str) -> bool:
         try:
             self.link.stat(path)
-        except RemoteError:
-            return False
+        except RemoteError as err:
+            if err.errno in (errno.ENOENT, errno.ENOTDIR):
+                return False
+            raise
         return True
 
 

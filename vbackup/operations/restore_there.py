@@ -79,7 +79,8 @@ def run(
 
     ``request.output`` is a directory on that host. Returns what was written, with paths there. Raises what
     vbackup.operations.restore.run raises, UnsuitableError for what only a restore on the host itself can do, and
-    SshError, HelperError, LinkLostError, RemoteError. Nothing is left there then.
+    SshError, HelperError, LinkLostError, RemoteError. Nothing is left there then. RestoredOnlyError: libvirt refuses
+    the definition in the end; the disks are complete and stay.
     """
     _refuse_unsuitable(request)
     uuid = repository.find(request.domain)

@@ -61,6 +61,8 @@ class DomainState:
     changed_bytes: tuple[tuple[datetime, int], ...]  #: trend: the data of the latest backups, oldest first
     health: Health
     reasons: tuple[str, ...]  #: sentences: why it is not OK
+    is_gone: bool = False  #: libvirt has it no more: its backups stay, and nothing is overdue
+    size_bytes: int = 0  #: of the images of all its backups
 
 
 @dataclass(frozen=True)

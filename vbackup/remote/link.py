@@ -34,6 +34,8 @@ FORWARD_S = 30.0
 PIECE_BYTES = 256 * 1024
 #: How long a program there may run that is not expected to take long.
 RUN_S = 60.0
+#: What is said of a file.
+_STAT = ("mode", "size", "mtime_ns", "ctime_ns", "dev", "ino", "uid", "gid", "blocks")
 #: A path that means only itself to ssh, which has "PATH:PATH" and replaces "%h" and "${NAME}" in both.
 _PLAIN = re.compile(r"/[A-Za-z0-9._/-]+")
 #: The longest path of a socket (sun_path of sockaddr_un(7)), without what ssh appends to that of its control socket.
@@ -116,6 +118,28 @@ class Link:
     def _call(self, do: str, what: str, *, timeout_s: float = connection.REQUEST_S, **parameters: Any) -> Any:
         return self._open.call(do, what=what, timeout_s=timeout_s, **parameters)
 
+    def _integer(self, value: Any, what: str, *, least: int = 0) -> int:
+        """Return a number of an answer. Raises RemoteError if it is none, or too small."""
+        if type(value) is not int or value < least:
+            raise RemoteError(self.host, what, f"the answer has {value!r:.100} in the place of a number")
+        return value
+
+    def _members(self, value: Any, what: str, *names: str) -> list[Any]:
+        """Return these members of an answer, None where one is missing. Raises RemoteError if it is no object."""
+        if type(value) is not dict:
+            raise RemoteError(self.host, what, f"the answer is {value!r:.100}")
+        return [value.get(name) for name in names]
+
+    def _result(self, answer: Any, what: str) -> Result:
+        """Return how a program ended. Raises RemoteError for anything else."""
+        status, stdout, stderr = self._members(answer, what, "status", "stdout", "stderr")
+        try:
+            if type(status) is int and type(stderr) is str:
+                return Result(status, base64.b64decode(stdout or "", validate=True), stderr)
+        except (ValueError, TypeError):
+            pass
+        raise RemoteError(self.host, what, "the answer does not say how it ended")
+
     # Sockets
 
     def forward(self, socket: Path) -> str:
@@ -184,14 +208,13 @@ class Link:
         Returns the id of its descriptor set, which is labelled ``opaque``.
         """
         what = f"make an image in {directory} and pass it to QEMU"
-        found: int = self._call("pass_file", what, uuid=uuid, opaque=opaque, directory=directory, size_bytes=size_bytes)
-        return found
+        found = self._call("pass_file", what, uuid=uuid, opaque=opaque, directory=directory, size_bytes=size_bytes)
+        return self._integer(found, what)
 
     def pass_handle(self, uuid: str, opaque: str, handle: int) -> int:
         """Give the QEMU an open file, which stays open here too; returns as ``pass_file`` does."""
         what = f"pass a file to QEMU of domain {uuid}"
-        found: int = self._call("pass_handle", what, uuid=uuid, opaque=opaque, handle=handle)
-        return found
+        return self._integer(self._call("pass_handle", what, uuid=uuid, opaque=opaque, handle=handle), what)
 
     def guard(self, uuid: str, *, jobs: str, nodes: str, bitmaps: Sequence[NodeBitmap] = ()) -> None:
         """Have the helper undo in the domain's QEMU, when the link is lost, what has names that begin like these.
@@ -252,27 +275,33 @@ class Link:
         encoded = base64.b64encode(stdin).decode()
         what = f"run {argv[0]}"
         done = self._call("run", what, timeout_s=timeout_s + 10, argv=list(argv), stdin=encoded, limit_s=timeout_s)
-        return Result(done["status"], base64.b64decode(done["stdout"]), done["stderr"])
+        return self._result(done, what)
 
     def stat(self, path: str, *, follow: bool = True) -> Mapping[str, int]:
         """Return what the kernel says of a file: mode, size, mtime_ns, ctime_ns, dev, ino, uid, gid and blocks.
 
         ``follow``: of the file that a symbolic link leads to, and not of the link.
         """
-        found: Mapping[str, int] = self._call("stat", f"look at {path}", path=path, follow=follow)
-        return found
+        what = f"look at {path}"
+        answer = self._call("stat", what, path=path, follow=follow)
+        members = self._members(answer, what, *_STAT)
+        # A file can be from before 1970.
+        return {name: self._integer(one, what, least=-(2**63)) for name, one in zip(_STAT, members)}
 
     def free_bytes(self, directory: str) -> int:
         """Return the free space in a directory."""
-        found: int = self._call("room", f"use {directory}", directory=directory)
-        return found
+        what = f"use {directory}"
+        return self._integer(self._call("room", what, directory=directory), what)
 
     def names_in(self, directory: str) -> list[str]:
         """Return the names in a directory. Raises RemoteError also for one that would lead out of it."""
-        found: list[str] = self._call("list", f"read {directory}", directory=directory)
+        what = f"read {directory}"
+        found = self._call("list", what, directory=directory)
+        if type(found) is not list:
+            raise RemoteError(self.host, what, f"the answer is {found!r:.100}")
         for name in found:
-            if name in ("", ".", "..") or "/" in name or "\0" in name:
-                raise RemoteError(self.host, f"read {directory}", f"{name!r:.100} is no name of a file")
+            if type(name) is not str or name in ("", ".", "..") or "/" in name or "\0" in name:
+                raise RemoteError(self.host, what, f"{name!r:.100} is no name of a file")
         return found
 
     def read_file(self, path: str, *, follow: bool = True) -> Iterator[bytes]:
@@ -321,8 +350,8 @@ class Link:
 
     def nameless_file(self, directory: str) -> int:
         """Make an empty file without a name in a directory there; returns a handle (vbackup.remote.nameless)."""
-        found: int = self._call("nameless", f"make a file in {directory}", directory=directory)
-        return found
+        what = f"make a file in {directory}"
+        return self._integer(self._call("nameless", what, directory=directory), what)
 
     def extents(self, handle: int, start: int) -> tuple[int, list[tuple[int, int]]]:
         """Return the size of an open file, and the next (start, end) of its parts that are no holes; [] at its end.
@@ -330,13 +359,17 @@ class Link:
         They are in their order, begin at ``start`` or later, and end where the file does at the latest.
         """
         what = "look for the data of a file"
-        found = self._call("extents", what, handle=handle, start=start)
-        size_bytes, extents = found["size"], [(begin, end) for begin, end in found["extents"]]
-        for begin, end in extents:
+        size, extents = self._members(self._call("extents", what, handle=handle, start=start), what, "size", "extents")
+        size_bytes, found = self._integer(size, what), []
+        for one in extents if type(extents) is list else [None]:
+            if type(one) is not list or len(one) != len(("begin", "end")):
+                raise RemoteError(self.host, what, f"the answer has {one!r:.100} in the place of begin and end")
+            begin, end = (self._integer(each, what) for each in one)
             if not start <= begin < end <= size_bytes:
                 raise RemoteError(self.host, what, f"it would be from {begin} to {end}, in {size_bytes} bytes")
+            found.append((begin, end))
             start = end
-        return size_bytes, extents
+        return size_bytes, found
 
     def get(self, handle: int, offset: int, size_bytes: int) -> bytes:
         """Return a piece of an open file, at most PIECE_BYTES, shorter at its end."""
@@ -379,13 +412,14 @@ class Link:
 
         ``{fd}`` in its arguments becomes a descriptor that listens at the path ``listen``, which ``connect`` reaches.
         """
-        pid: int = self._call("start", f"start {argv[0]}", argv=list(argv), cwd=directory, listen=listen)
-        return pid
+        what = f"start {argv[0]}"
+        return self._integer(self._call("start", what, argv=list(argv), cwd=directory, listen=listen), what)
 
     def ended(self, pid: int, *, within_s: float) -> Result | None:
         """Return how a started program ended; None if it runs on after that time."""
-        found = self._call("wait", "wait for a program", timeout_s=within_s + 10, pid=pid, limit_s=within_s)
-        return None if found is None else Result(found["status"], b"", found["stderr"])
+        what = "wait for a program"
+        found = self._call("wait", what, timeout_s=within_s + 10, pid=pid, limit_s=within_s)
+        return None if found is None else self._result(found, what)
 
     def signal(self, pid: int, signum: int) -> None:
         """Send a signal to a started program."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 from vbackup import names
 from vbackup.errors import ChainError
@@ -127,6 +128,19 @@ class History:
     def last_full(self, dev: str) -> Backup | None:
         """Return the newest full backup of this disk that the next one can start from: a differential's base."""
         return next((backup for backup in self._checkpoints(dev) if image_of(backup, dev).level is Level.FULL), None)
+
+    def copied_whole(self, dev: str) -> tuple[str, datetime] | None:
+        """Return the id and time of the newest backup in the chain that copied the whole disk; None if there is none.
+
+        It may have been removed: a full that a merge made is as old as the one it began with.
+        """
+        for backup in reversed(self.backups):
+            image = backup.image(dev)
+            if image is None or image.level is not Level.FULL or backup.level is Level.COPY:
+                continue
+            began = image.full or image.checkpoint
+            return (backup.id, backup.time) if began is None else (began, names.time_of(began))
+        return None
 
     def starts(self, dev: str, *, of_full: bool, on_disk: Collection[str]) -> list[Start]:
         """Return the checkpoints that the next backup of a disk may start from, the likeliest first.

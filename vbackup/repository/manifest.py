@@ -256,6 +256,7 @@ def _image_document(image: DiskImage) -> dict[str, Any]:
     change = {} if image.change is None else {"change": change_document(image.change)}
     digest = {} if image.digest is None else {"digest": image.digest}
     checkpoint = {} if image.checkpoint is None else {"checkpoint": image.checkpoint}
+    full = {} if image.full is None else {"full": image.full}
     return {
         "dev": image.dev,
         "level": image.level.value,
@@ -271,6 +272,7 @@ def _image_document(image: DiskImage) -> dict[str, Any]:
         **change,
         "bitmap": image.bitmap,
         **checkpoint,
+        **full,
         "node_name": image.node_name,
         "source": image.source,
         "source_format": image.source_format.name,
@@ -337,6 +339,7 @@ def _image(fields: Fields, where: str, *, with_chain: bool) -> DiskImage:
         change=_change(fields.object("change")) if "change" in fields else None,
         bitmap=fields.optional_text("bitmap"),
         checkpoint=_backup_id(fields.optional_text("checkpoint"), where) if "checkpoint" in fields else None,
+        full=_backup_id(fields.optional_text("full"), where) if "full" in fields else None,
         node_name=fields.text("node_name"),
         source=fields.optional_text("source"),
         source_format=BlockDriver(fields.text("source_format")),

@@ -192,6 +192,7 @@ def merged_backup(
             merges[image.dev],
             *images[image.dev],
             checkpoint=_checkpoint(backup, image, merges[image.dev], history),
+            full=_full(backup, merges[image.dev], history),
         )
         for image in backup.disks
     )
@@ -235,8 +236,22 @@ def _checkpoint(backup: Backup, image: DiskImage, merge: DiskMerge, history: His
     return _Checkpoint(full.image.bitmap, of, full.image.chain)
 
 
+def _full(backup: Backup, merge: DiskMerge, history: History) -> str | None:
+    """Return the id of the backup that copied the whole disk, with which the image began; None if it is no full."""
+    if merge.base is not None:
+        return None
+    lowest = history.present(backup.id, merge.dev)[-1]
+    return lowest.image.full or lowest.image.checkpoint or lowest.backup.id
+
+
 def _merged_image(
-    image: DiskImage, merge: DiskMerge, blocks: BlocksRecord, size_bytes: int, *, checkpoint: _Checkpoint
+    image: DiskImage,
+    merge: DiskMerge,
+    blocks: BlocksRecord,
+    size_bytes: int,
+    *,
+    checkpoint: _Checkpoint,
+    full: str | None,
 ) -> DiskImage:
     others = ", ".join(merge.layers[1:])
     reason = f"merged with {others}" if merge.base is None else f"changes since {merge.base}, merged with {others}"
@@ -246,6 +261,7 @@ def _merged_image(
         level=Level.FULL if merge.base is None else image.level,
         bitmap=checkpoint.bitmap,
         checkpoint=checkpoint.of,
+        full=full,
         chain=checkpoint.chain,
         reason=reason,
         blocks=blocks,

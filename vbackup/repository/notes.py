@@ -8,28 +8,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from vbackup.config.values import MAX_NOTE_CHARACTERS as MAX_CHARACTERS
+from vbackup.config.values import note_fault
 from vbackup.files import fsync, read_regular, replace_text, storage_errors
 
 #: Name of the file in a backup's directory.
 NOTE = "note"
-#: A note is a line in a list, not a document.
-MAX_CHARACTERS = 1000
 
-
-def fault(text: str) -> str | None:
-    """Return why the text cannot be a note, as the end of a sentence, or None.
-
-    Characters that are not printable could steer a terminal, or break a line of a list. Bytes of the command line that
-    are no UTF-8 cannot be stored.
-    """
-    if not text:
-        return "is empty"
-    if len(text) > MAX_CHARACTERS:
-        return f"has {len(text)} characters; at most {MAX_CHARACTERS} are allowed"
-    strange = next((char for char in text if not char.isprintable()), None)
-    if strange is not None:
-        return f"has a character that cannot be printed: {strange!r}; it has to be one line of text"
-    return None
+#: Why a text cannot be a note, as the end of a sentence, or None.
+fault = note_fault
 
 
 def data(text: str) -> bytes:

@@ -72,6 +72,7 @@ class DomainResult:
     size_bytes: int | None = None
     fault: Fault | None = None
     unusual: tuple[str, ...] = ()  #: sentences
+    host: str | None = None  #: name of its host, if the job has several
 
 
 @dataclass(frozen=True)

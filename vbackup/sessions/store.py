@@ -98,6 +98,10 @@ class Store:
         """Return the names of all trackers of a domain, damaged or not. Raises StorageError."""
         return [_tracker_name(path) for path in sorted(self._files(uuid, _TRACKER))]
 
+    def session_ids(self, uuid: str) -> list[str]:
+        """Return the ids of all sessions of a domain, the oldest first. Raises StorageError."""
+        return sorted(path.stem[len(_SESSION) :] for path in self._files(uuid, _SESSION))
+
     def tracker(self, uuid: str, name: str, *, domain_name: str) -> Tracker:
         """Return a tracker. Raises UnknownTrackerError, StorageError if it is damaged."""
         found = self.tracker_or_none(uuid, name)

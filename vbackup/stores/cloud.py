@@ -32,6 +32,7 @@ from vbackup.stores.store import (
     is_key,
     refuse_key,
     refuse_prefix,
+    refuse_too_many,
     wrong_size,
 )
 
@@ -188,8 +189,9 @@ class CloudStore:
         yield from sorted(found, key=lambda each: each.key)
 
     def _listed(self, prefix: str) -> builtins.list[StoredObject]:
-        found = []
+        found: builtins.list[StoredObject] = []
         for chunk in obstore.list(self._objects, self._prefix + prefix or None, chunk_size=1000):
+            refuse_too_many(len(found) + len(chunk), self._name)
             for each in chunk:
                 key = each["path"][len(self._prefix) :]
                 if is_key(key):

@@ -20,6 +20,9 @@ PIECE_BYTES = 1024 * 1024
 #: So many directories below each other are listed: no key of a copy has more than three parts, and whoever prepares a
 #: place can make any number.
 MAX_DEPTH = 16
+#: So many objects are listed at most: ten times what 1,000 domains with 100 backups each have. They are in memory, and
+#: a place that is not honest can list without end.
+MAX_OBJECTS = 5_000_000
 #: Parts of a key begin with a letter or a digit: what begins with a dot is the store's own, and ".." leads out of it.
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
 
@@ -110,6 +113,15 @@ def refuse_prefix(prefix: str) -> None:
     """Raise StorageError unless this can be a prefix for ``Store.list``."""
     if prefix and not (prefix.endswith("/") and _KEY.fullmatch(prefix[:-1])):
         raise StorageError(f"{prefix[:100]!r} is not a prefix of keys: it should end with '/'.")
+
+
+def refuse_too_many(count: int, name: str) -> None:
+    """Raise StorageError if a place lists more objects than a target of copies has."""
+    if count > MAX_OBJECTS:
+        raise StorageError(
+            f"{name} lists more than {MAX_OBJECTS} objects, which no target of copies has: give it a directory or"
+            " bucket for itself."
+        )
 
 
 def wrong_size(key: str, size_bytes: int, read_bytes: int) -> StorageError:

@@ -57,7 +57,7 @@ def test_domains_are_words_or_all(arguments: tuple[str, ...], words: list[str]) 
         ((), "No domain given"),
         (("web", "--domain", "db"), "Two domains given: web and db"),
         (("web", "--all"), "domains or --all, not both"),
-        (("web", "--exclude", "db"), "--exclude needs --all"),
+        (("web", "--exclude", "db"), "--exclude needs --all or a pattern"),
         (("web", ""), "The domain name is empty"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import signal
 from typing import Any
 
@@ -9,8 +10,16 @@ import pytest
 
 from tests.unit.builders import backup as a_backup
 from vbackup.cli import batch as printed
+from vbackup.cli.parser import parse
 from vbackup.domain.selection import Chosen, Selection, Skipped
-from vbackup.errors import BusyError, GroupError, InterruptedBySignalError, VbackupError
+from vbackup.errors import (
+    BusyError,
+    DomainNotFoundError,
+    GroupError,
+    InterruptedBySignalError,
+    UsageError,
+    VbackupError,
+)
 from vbackup.model import Group, GroupMember
 from vbackup.operations.batch import Result
 
@@ -35,6 +44,42 @@ def result(name: str, error: VbackupError | None = None, **changes: Any) -> Resu
 def test_exit_status(errors: tuple[VbackupError | None, ...], is_group: bool, status: int) -> None:
     results = [result(name, error) for name, error in zip("ab", errors)]
     assert printed.status_of(results, is_group=is_group) == status
+
+
+class Vb:
+    """A host with the domains web-1 and web-2."""
+
+    def select(self, words: list[str], exclude: list[str]) -> Selection:
+        if words == ["x*"]:
+            raise DomainNotFoundError(None, "matches 'x*'", "look elsewhere")
+        chosen = tuple(Chosen(name, f"uuid of {name}") for name in ("web-1", "web-2"))
+        return Selection(chosen, unmatched=tuple(word for word in [*words, *exclude] if word.startswith("x")))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("web*", "--exclude", "x*"), None),
+        (("web*", "x?"), "The pattern 'x\\?' matches no domain. Nothing was backed up"),
+        (("x*",), r"No domain matches 'x\*'; look elsewhere. Nothing was backed up"),
+        (("gone", "web*"), None),
+    ],
+)
+def test_strict_refuses_a_pattern_that_matches_nothing(arguments: tuple[str, ...], message: str | None) -> None:
+    vb: Any = Vb()
+    words = list(itertools.takewhile(lambda word: not word.startswith("-"), arguments))
+    options = parse(["backup", "-r", "/r", *arguments, "--strict"])
+    if message is None:
+        assert len(printed.select(words, options, vb).chosen) == 2
+    else:
+        with pytest.raises(UsageError, match=message):
+            printed.select(words, options, vb)
+    options = parse(["backup", "-r", "/r", *arguments])
+    if words == ["x*"]:
+        with pytest.raises(DomainNotFoundError):
+            printed.select(words, options, vb)
+    else:
+        assert len(printed.select(words, options, vb).chosen) == 2
 
 
 def test_document_has_each_domain_with_its_backup_or_its_error() -> None:

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vbackup.cli import values
+from vbackup.config import values as grammar
 from vbackup.errors import UsageError
 from vbackup.fields import MAX_SIZE_BYTES
 from vbackup.repository.retention import Duration
@@ -211,7 +212,7 @@ def test_what_is_no_latency_is_refused(text: str) -> None:
 @given(st.text())
 def test_any_text_is_a_latency_or_refused(text: str) -> None:
     with suppress(argparse.ArgumentTypeError):
-        assert values.MIN_LATENCY_MS <= values.milliseconds(text) <= values.MAX_LATENCY_MS
+        assert grammar.MIN_LATENCY_MS <= values.milliseconds(text) <= grammar.MAX_LATENCY_MS
 
 
 def test_new_speed_can_be_none_at_all() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.builders import NOON, UUID
-from vbackup.copies.ledger import Ledger
+from vbackup.copies.ledger import Ledger, of_targets
 from vbackup.stores.store import StoredObject
 
 ID, OTHER = "20261123T120000Z-full", "20261124T120000Z-full"
@@ -56,3 +56,36 @@ def test_modes(ledger: Ledger) -> None:
     ledger.put(UUID, ID, "text", LISTED)
     assert ledger.directory_of(UUID).stat().st_mode & 0o777 == 0o700
     assert (ledger.directory_of(UUID) / f"{ID}.json").stat().st_mode & 0o777 == 0o600
+
+
+def test_ids_are_known_without_reading_them(ledger: Ledger) -> None:
+    assert ledger.ids(UUID) == frozenset()
+    ledger.put(UUID, ID, "text")
+    (ledger.directory / UUID / f"{OTHER}.partial").mkdir()
+    (ledger.directory / UUID / "claim.json").write_text("{}")
+    assert ledger.ids(UUID) == {ID}
+
+
+def test_a_ledger_is_found_by_the_place_that_was_noted(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "0123456789ab")
+    Ledger(tmp_path / "ba9876543210").note_place("s3://other")
+    ledger.note_place("s3://old")
+    ledger.note_place("s3://bucket/web")
+    found = of_targets(tmp_path, {"offsite": "s3://bucket/web/", "moved": "s3://old"})
+    assert {name: one.directory for name, one in found.items()} == {"offsite": ledger.directory}
+    assert of_targets(tmp_path / "nowhere", {"offsite": "s3://bucket/web"}) == {}
+
+
+@pytest.mark.parametrize("url", ["{0}/disk", "file://{0}/disk", "{0}/link/", "{0}/x/../disk"])
+def test_a_directory_is_found_by_its_marker_too_whatever_it_is_called(tmp_path: Path, url: str) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "x").mkdir()
+    (tmp_path / "link").symlink_to("disk")
+    (tmp_path / "disk" / "vbackup.json").write_text('{"id": "0123456789ab"}')
+    (tmp_path / "copies" / "0123456789ab").mkdir(parents=True)
+    found = of_targets(tmp_path / "copies", {"usb": url.format(tmp_path)})
+    assert found["usb"].directory.name == "0123456789ab"
+    (tmp_path / "disk" / "vbackup.json").unlink()
+    assert of_targets(tmp_path / "copies", {"usb": url.format(tmp_path)}) == {}
+    found["usb"].note_place(str((tmp_path / "disk").resolve()))
+    assert of_targets(tmp_path / "copies", {"usb": url.format(tmp_path)}).keys() == {"usb"}

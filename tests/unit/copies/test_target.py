@@ -12,6 +12,7 @@ from tests.fake_store import FakeStore
 from tests.unit.builders import UUID
 from vbackup.copies import target
 from vbackup.errors import StorageError
+from vbackup.stores import store as stores
 
 OWN, OTHER = "0123456789ab", "ba9876543210"
 ID = "20261123T120000Z-full"
@@ -110,3 +111,15 @@ def test_listing_tells_points_from_what_is_unfinished() -> None:
         f"{UUID}/claim-ba9876543210",
         f"{UUID}/released-ba9876543210",
     ]
+
+
+def test_place_that_lists_without_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stores, "MAX_OBJECTS", 10)
+    place = marked()
+    for number in range(11):
+        put(place, f"{UUID}/{ID}/{number}.qcow2")
+    opened = target.opened(place)
+    with pytest.raises(StorageError, match="lists more than 10 objects"):
+        target.listing(opened, UUID)
+    with pytest.raises(StorageError, match="a directory or bucket for itself"):
+        target.listings(opened)

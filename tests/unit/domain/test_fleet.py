@@ -61,6 +61,13 @@ def test_name_that_one_host_has_need_not_be_on_the_others() -> None:
     assert (selected.unknown, selected.unmatched) == (("nobody",), ("x*",))
 
 
+def test_what_is_excluded_is_left_out_on_each_host() -> None:
+    hosts = reached(FakeHost("hv1", "web-1", "db"), FakeHost("hv2", "web-2"))
+    selected = fleet.by_words(["web-*"], hosts, ["web-2", "x*"])
+    assert chosen(selected) == ["hv1/web-1"]
+    assert selected.unmatched == ("x*",)
+
+
 def test_nothing_selected_is_an_error_unless_a_host_is_lost() -> None:
     empty = reached(FakeHost("hv1"), FakeHost("hv2", "out"))
     with pytest.raises(DomainNotFoundError, match=r"uri://1, uri://2 can be backed up.*hv2/out: excluded"):

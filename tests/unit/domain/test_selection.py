@@ -122,6 +122,23 @@ def test_patterns_that_all_match_nothing_are_an_error() -> None:
         chosen(FakeHost("a"), "c*", "d*")
 
 
+def test_what_matches_a_pattern_can_be_excluded() -> None:
+    host: Any = FakeHost("web-1", "web-2", "web-test", "db")
+    selected = selection.by_words(["web-*", "gone"], host, ["*-test", uuid(1), "x*"])
+    assert [one.name for one in selected.chosen] == ["web-1", "gone"]
+    assert [(one.name, one.reason) for one in selected.skipped] == [
+        ("web-2", "excluded by the user"),
+        ("web-test", "excluded by the user"),
+    ]
+    assert selected.unmatched == ("x*",)
+
+
+def test_patterns_of_which_all_matches_are_excluded_are_an_error() -> None:
+    host: Any = FakeHost("web-test")
+    with pytest.raises(DomainNotFoundError, match=r"matches 'web-\*' at qemu:///system; left out: web-test; "):
+        selection.by_words(["web-*"], host, ["*-test"])
+
+
 def test_exclusion_that_matches_nothing_is_told() -> None:
     host: Any = FakeHost("web", "test-1")
     assert selection.all_domains(host, ["tset*", "test*"]).unmatched == ("tset*",)

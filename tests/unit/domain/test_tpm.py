@@ -98,6 +98,7 @@ def test_file_that_swtpm_renames_meanwhile_is_missed_once(
         (lambda path: path.symlink_to("/etc/passwd"), "cannot be read: it is a symbolic link"),
         (os.mkfifo, "cannot be read: it is a FIFO"),
         (lambda path: path.write_bytes(bytes(17)), "is larger than that of any TPM"),
+        (lambda path: (path / "a/b/c/d/e").mkdir(parents=True), "cannot be read: Too many levels of symbolic links"),
     ],
 )
 def test_what_is_no_state_of_a_tpm_is_told(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -11,7 +13,8 @@ from tests.unit.fake_domain import FakeDomain, partial, run
 from vbackup import machine
 from vbackup.engine import foreign_jobs, leftovers, underlay
 from vbackup.errors import BusyError, DiskBusyError
-from vbackup.model import HostIdentity, Level
+from vbackup.model import Backup, HostIdentity, Level
+from vbackup.repository import manifest
 from vbackup.repository.repository import Repository
 
 
@@ -75,3 +78,50 @@ def test_backup_that_does_not_start_from_the_newest_of_another_host_is_told(
     assert warnings(there) == []  # it migrated: an incremental
     assert len(warnings(here, level=Level.FULL)) == 1
     assert warnings(HostIdentity("a.example.com", None), level=Level.FULL) == []  # reached from elsewhere
+
+
+# --full-every
+
+DAY_S = 86400.0
+MONTH_S = 30 * DAY_S
+
+
+def age(repo: Repository, one: Backup, days: float) -> None:
+    """Let the backup have been made so many days earlier."""
+    path = repo.directory(one.domain_uuid, one.id) / "manifest.json"
+    path.write_text(manifest.dump(replace(one, time=one.time - timedelta(days=days))))
+
+
+def test_full_is_made_when_the_newest_one_is_too_old(domain: FakeDomain, repo: Repository) -> None:
+    one = run(domain, repo, full_every_s=MONTH_S)
+    age(repo, one, 29.9)
+    two = run(domain, repo, full_every_s=MONTH_S)
+    assert {image.base for image in two.disks} == {one.id}
+    assert {image.reason for image in two.disks} == {f"changes since {one.id}"}
+    recorder = Recorder()
+    due = run(domain, repo, recorder, full_every_s=29 * DAY_S)
+    assert due.level is Level.FULL
+    assert {image.level for image in due.disks} == {Level.FULL}
+    assert {image.reason for image in due.disks} == {f"the newest full, {one.id}, is older than 29 d"}
+    assert f"Disk vda: full, the newest full, {one.id}, is older than 29 d." in recorder.steps
+    after = run(domain, repo, full_every_s=29 * DAY_S)
+    assert {image.base for image in after.disks} == {due.id}
+
+
+def test_full_that_is_late_for_one_disk_is_one_of_all(domain: FakeDomain, repo: Repository) -> None:
+    age(repo, run(domain, repo), 31)
+    only = run(domain, repo, level=Level.FULL, disks=("vda",))
+    assert [image.dev for image in only.disks] == ["vda"]
+    assert run(domain, repo, full_every_s=MONTH_S, disks=("vda",)).level is Level.INCREMENTAL
+    both = run(domain, repo, full_every_s=MONTH_S)
+    assert [image.level for image in both.disks] == [Level.FULL, Level.FULL]
+
+
+def test_full_of_the_future_is_not_too_old(domain: FakeDomain, repo: Repository) -> None:
+    age(repo, run(domain, repo), -400)
+    assert run(domain, repo, full_every_s=DAY_S).level is Level.INCREMENTAL
+
+
+def test_other_levels_are_as_they_were_asked_for(domain: FakeDomain, repo: Repository) -> None:
+    age(repo, run(domain, repo), 31)
+    assert run(domain, repo, level=Level.DIFFERENTIAL, full_every_s=MONTH_S).level is Level.DIFFERENTIAL

@@ -549,6 +549,12 @@ def test_second_backup_at_the_same_time_is_refused(domain: FakeDomain, repo: Rep
         expect_nothing_done(domain, repo, BusyError, "Another vbackup")
 
 
+def test_backup_is_not_begun_when_its_time_is_over(domain: FakeDomain, repo: Repository) -> None:
+    now = datetime.now(timezone.utc)
+    expect_nothing_done(domain, repo, BusyError, "was not begun, as the time for that ended at", until=now)
+    assert run(domain, repo, until=now + timedelta(hours=1)).level is Level.FULL
+
+
 def test_disk_that_another_job_has_is_busy(domain: FakeDomain, repo: Repository) -> None:
     domain.qemu.refuse("transaction", "Node 'libvirt-1-format' is busy: block device is in use by block job: commit")
     expect_nothing_done(domain, repo, BusyError, "busy with another block job")

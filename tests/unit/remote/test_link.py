@@ -7,7 +7,7 @@ import json
 import stat
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -189,3 +189,48 @@ def _is_claimed() -> bool:
 
 def _lock_file() -> Path:
     return Path(helper._runtime_directory(), f"remote-{UUID}.lock")
+
+
+@pytest.mark.parametrize("answer", [None, [], "x", {}, {"status": "0", "stderr": ""}, {"status": 0, "stderr": 1}])
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda link: link.try_run(["true"]),
+        lambda link: link.ended(1, within_s=1),
+        lambda link: link.stat("/x"),
+        lambda link: link.free_bytes("/x"),
+        lambda link: link.extents(1, 0),
+        lambda link: link.start(["true"]),
+        lambda link: link.nameless_file("/x"),
+        lambda link: link.names_in("/x"),
+        lambda link: link.pass_handle("uuid", "opaque", 1),
+    ],
+)
+def test_answer_that_is_none_is_an_error_of_the_host(
+    link: Link, monkeypatch: pytest.MonkeyPatch, ask: Callable[[Link], object], answer: object
+) -> None:
+    monkeypatch.setattr(link, "_call", lambda *_words, **_parameters: answer)
+    if (answer is None and ask(_Asked()) == "ended") or (answer == [] and ask(_Asked()) == "names_in"):
+        return  # it runs on; an empty directory
+    with pytest.raises(RemoteError):
+        ask(link)
+
+
+class _Asked:
+    """Answers with the name of the method that is called."""
+
+    def __getattr__(self, name: str) -> Callable[..., str]:
+        return lambda *_words, **_parameters: name
+
+
+@pytest.mark.parametrize("extents", [None, [1], [[1]], [["0", 4]], [[0, 4, 8]], [{}]])
+def test_extents_are_pairs_of_numbers(link: Link, monkeypatch: pytest.MonkeyPatch, extents: object) -> None:
+    monkeypatch.setattr(link, "_call", lambda *_words, **_parameters: {"size": 16, "extents": extents})
+    with pytest.raises(RemoteError):
+        link.extents(1, 0)
+
+
+def test_file_from_before_1970_has_a_negative_time(link: Link, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = dict.fromkeys(("mode", "size", "ctime_ns", "dev", "ino", "uid", "gid", "blocks"), 1)
+    monkeypatch.setattr(link, "_call", lambda *_words, **_parameters: {**answer, "mtime_ns": -5, "more": "x"})
+    assert link.stat("/x") == {**answer, "mtime_ns": -5}

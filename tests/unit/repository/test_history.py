@@ -34,6 +34,18 @@ def test_full_inside_a_chain_is_the_base_of_what_follows() -> None:
     assert bases(history, "vdb") == {mixed.id}
 
 
+def test_full_that_was_merged_is_as_old_as_the_one_it_began_with() -> None:
+    full, later = backup(5), incremental(6, backup(5))
+    assert History([ONE, TWO, full, later]).copied_whole("vda") == (full.id, full.time)
+    assert History([ONE, TWO]).copied_whole("vdb") is None
+    assert History([copy(3)]).copied_whole("vda") is None
+    merged = backup(7, image("vda", full=ONE.id, bitmap=None), id=backup_id(7, Level.INCREMENTAL))
+    assert History([merged, incremental(8, merged)]).copied_whole("vda") == (ONE.id, ONE.time)
+    # One of a version that recorded only whose checkpoint it has.
+    older = backup(7, image("vda", checkpoint=ONE.id), id=backup_id(7, Level.INCREMENTAL))
+    assert History([older]).copied_whole("vda") == (ONE.id, ONE.time)
+
+
 def ids(history: History, backup_id: str, dev: str = "vda") -> list[str]:
     return [link.backup.id for link in history.links(backup_id, dev)]
 

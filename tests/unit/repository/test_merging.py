@@ -169,6 +169,7 @@ def test_record_of_an_heir() -> None:
     assert one is not None
     assert (one.base, one.level, one.blocks, one.file_size_bytes, one.digest) == (None, Level.FULL, new, 77, None)
     assert one.bitmap == b.disks[0].bitmap
+    assert one.full == a.id
     # The next differential starts from it: its checkpoint's bitmap has to be kept.
     assert History([made]).last_full("vda") is made
 
@@ -184,6 +185,22 @@ def heirs_of(history: History, *removed: Backup) -> list[Backup]:
         history = history.without([heir.id]).with_committed(heir)
         made.append(heir)
     return made
+
+
+def test_full_of_many_merges_remembers_the_one_it_began_with() -> None:
+    a = full(1)
+    chain = [a]
+    for number in range(2, 6):
+        chain.append(upon(number, chain[-1]))
+    history = History(chain)
+    for removed in range(4):  # as retention of one day does it
+        (heir,) = heirs_of(history, history.backups[0])
+        assert heir.disks[0].full == a.id, removed
+        history = History([heir, *history.backups[2:]])
+    assert history.copied_whole("vda") == (a.id, a.time)
+    c = upon(3, upon(2, a))
+    (between,) = heirs_of(History([a, upon(2, a), c]), upon(2, a))
+    assert between.disks[0].full is None
 
 
 def test_heir_of_the_last_full_takes_over_its_checkpoint() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from vbackup.cli.arguments import add_common, add_domains, add_scripts
 from vbackup.cli.making import add_making
-from vbackup.cli.values import count, directory, note, speed_bytes_s
+from vbackup.cli.values import age_s, count, directory, note, speed_bytes_s, timestamp
 from vbackup.model import Level
 
 
@@ -39,6 +39,12 @@ def add(commands: Any) -> None:
         " incremental: what changed since the newest backup; differential: what changed since the last full; full: the"
         " whole disk; copy: the whole disk, outside the chain",
     )
+    parser.add_argument(
+        "--full-every",
+        metavar="DURATION",
+        type=age_s,
+        help="with level auto: make a full backup when the newest full one is older than this (30d, 4w, 26h)",
+    )
     add_making(parser)
     add_scripts(parser)
     parser.add_argument(
@@ -49,5 +55,14 @@ def add(commands: Any) -> None:
     )
     parser.add_argument(
         "--note", metavar="TEXT", type=note, help="a line of text for people, which list and show print with the backup"
+    )
+    parser.add_argument(
+        "--until",
+        metavar="TIME",
+        type=timestamp,
+        help="begin no backup of a domain at this time or later; those that have begun go on",
+    )
+    parser.add_argument(
+        "--strict", action="store_true", help="if a pattern matches no domain, back up nothing: exit status 2"
     )
     parser.add_argument("--dry-run", action="store_true", help="print the plan and let QEMU check it; keep nothing")

@@ -20,7 +20,7 @@ def run(options: argparse.Namespace, context: Context) -> int:
     words = domains_of(options)
     if options.group and options.parallel is not None:
         raise UsageError("A group is always backed up at once; leave out --parallel or --group.")
-    request = replace(request_of(options, words[0] if words else ""), note=options.note)
+    request = replace(request_of(options, words[0] if words else ""), note=options.note, until=options.until)
     uris = _hosts(options, context)
     if uris is not None:
         with context.connect_all(uris) as vb_all:
@@ -28,7 +28,7 @@ def run(options: argparse.Namespace, context: Context) -> int:
     with ExitStack() as stack:
         with script_options.beginning(options, words[0] if len(words) == 1 else "", context):
             vb = stack.enter_context(context.connect())
-            is_one = not options.group and len(words) == 1 and vb.is_one(words[0])
+            is_one = not options.group and len(words) == 1 and vb.is_one(words[0]) and not options.exclude
             selected = None if is_one else batch.select(words, options, vb)
         if selected is not None:
             return batch.run(request, selected, options=options, context=context, vb=vb)
@@ -58,6 +58,7 @@ def request_of(options: argparse.Namespace, domain: str) -> BackupRequest:
     return BackupRequest(
         domain=domain,
         level=Level(options.level),
+        full_every_s=_full_every_s(options),
         disks=tuple(options.disk),
         excluded_disks=tuple(options.exclude_disk),
         quiesce=Quiesce(options.quiesce),
@@ -74,6 +75,14 @@ def request_of(options: argparse.Namespace, domain: str) -> BackupRequest:
         allow_reflink=options.allow_reflink,
         with_media=options.with_media,
     )
+
+
+def _full_every_s(options: argparse.Namespace) -> float | None:
+    """Return how old a full may be. Raises UsageError if the level is asked for."""
+    every_s: float | None = getattr(options, "full_every", None)  # a stream has no such option
+    if every_s is not None and options.level != Level.AUTO.value:
+        raise UsageError(f"--full-every is for --level auto, and --level {options.level} is given; leave out one.")
+    return every_s
 
 
 def _plan(request: BackupRequest, context: Context, vb: Connection) -> None:

@@ -83,3 +83,9 @@ def test_scripts_are_looked_for_before_libvirt_and_the_repository(command: Comma
     for words in (("web",), ("web", "db"), ("--all",), ("web*",)):
         said = command("-c", uri, "backup", *words, "-r", tmp_path / "x", "--scripts", tmp_path / "y", status=2)
         assert f"There is no directory {tmp_path / 'y'} with scripts" in said.stderr
+
+
+def test_full_every_is_for_level_auto(command: Command, repository: Path) -> None:
+    done = command("backup", "web", "--level", "full", "--full-every", "30d", "-r", repository, status=2)
+    assert "--full-every is for --level auto, and --level full is given" in done.stderr
+    command("backup", "web", "--full-every", "30", "-r", repository, status=2)

@@ -1,0 +1,68 @@
+"""The backups of a repository as a report draws them, and the page."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timezone
+
+from tests.unit import builders
+from tests.unit.overview import overviews
+from vbackup.model import ChangeRecord, Level
+from vbackup.operations import report
+from vbackup.repository.repository import Repository
+
+
+def _changed(data_bytes: int, zero_bytes: int) -> ChangeRecord:
+    return ChangeRecord(data_bytes, zero_bytes, sampled_bytes=4096, compressed_bytes=2048)
+
+
+def test_points_have_what_is_known_of_each_backup(repo: Repository) -> None:
+    full = builders.backup(1, *(builders.image(dev, change=_changed(2**30, 0)) for dev in ("vda", "vdb")))
+    disks = [
+        builders.image(dev, level=Level.INCREMENTAL, base=full.id, change=_changed(2**20, 2**16))
+        for dev in ("vda", "vdb")
+    ]
+    incremental = builders.backup(2, *disks, level=Level.INCREMENTAL)
+    for one in (full, incremental):
+        builders.commit(repo, one)
+    [(uuid, known)] = report.points_in(repo).items()
+    assert uuid == builders.UUID
+    assert [(one.id, one.level, one.base, one.verdict) for one in known.points] == [
+        (full.id, "full", None, "unverified"),
+        (incremental.id, "incremental", full.id, "unverified"),
+    ]
+    # What a full copies has not changed since anything.
+    assert [one.changed_bytes for one in known.points] == [None, 2 * (2**20 + 2**16)]
+    assert known.points[1].size_bytes == incremental.size_bytes
+
+
+def test_backup_without_a_record_of_changes_has_no_bar(repo: Repository) -> None:
+    full = builders.backup(1)
+    for one in (full, builders.incremental(2, full)):
+        builders.commit(repo, one)
+    assert [one.changed_bytes for one in report.points_in(repo)[builders.UUID].points] == [None, None]
+
+
+def test_broken_backup_is_drawn_as_such(repo: Repository) -> None:
+    full = builders.backup(1)
+    incremental = builders.incremental(2, full)
+    for one in (full, incremental):
+        builders.commit(repo, one)
+    (repo.directory(builders.UUID, full.id) / "vda.qcow2").unlink()
+    assert [one.verdict for one in report.points_in(repo)[builders.UUID].points] == ["broken", "broken"]
+
+
+def test_domain_that_is_a_link_is_left_out(repo: Repository) -> None:
+    builders.commit(repo, builders.backup(1))
+    directory = repo.path / builders.UUID
+    directory.rename(repo.path / "elsewhere")
+    directory.symlink_to("elsewhere")
+    assert report.points_in(repo) == {}
+
+
+def test_page_has_the_backups_of_all_repositories(repo: Repository) -> None:
+    full = builders.backup(1)
+    builders.commit(repo, full)
+    overview = overviews.overview(overviews.domain(uuid=builders.UUID))
+    assert full.id in report.html(overview, [repo], zone=timezone.utc)
+    assert full.id not in report.html(replace(overview, domains=()), [repo], zone=timezone.utc)

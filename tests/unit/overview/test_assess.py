@@ -1,0 +1,59 @@
+"""The worst of all is the answer, and a repository is judged by whether it can be read and how long it has room."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.unit.overview.examples import FAULT, facts, job, live, only_repository, repository
+from vbackup.overview import assess
+from vbackup.overview.state import Health
+
+GIB = 1 << 30
+
+
+def test_all_is_well() -> None:
+    found = assess.overview(facts(warnings=("A host is silent.",)))
+    assert found.health is Health.OK
+    assert (found.host, found.warnings) == ("hypervisor", ("A host is silent.",))
+
+
+def test_where_there_is_nothing_nothing_is_known() -> None:
+    assert assess.overview(facts(jobs=(), repositories=())).health is Health.UNKNOWN
+
+
+def test_what_is_not_ok_comes_first() -> None:
+    found = assess.overview(facts(jobs=(job(live(), live("z", "f0000000-0000-4000-8000-00000000000f")),)))
+    assert [one.name for one in found.domains] == ["z", "web"]
+
+
+def test_a_repository_that_cannot_be_read_is_critical_and_nothing_is_said_of_its_domains() -> None:
+    unmounted = repository(fault=FAULT, free_bytes=None, size_bytes=None)
+    found = assess.overview(facts(repositories=(unmounted,)))
+    state = only_repository(found)
+    assert (state.health, state.reasons, state.backups_bytes) == (Health.CRITICAL, (FAULT.message,), None)
+    assert found.domains == ()
+
+
+@pytest.mark.parametrize(
+    ("growth", "health", "reason"),
+    [
+        (None, Health.OK, None),
+        (-1.0 * GIB, Health.OK, None),
+        (10.0 * GIB, Health.OK, None),
+        (100.0 * GIB, Health.WARNING, "It is full in 5 d if it goes on like that."),
+        (600.0 * GIB, Health.CRITICAL, "It is full in 20 h if it goes on like that."),
+    ],
+)
+def test_a_repository_that_fills_up_is_told_in_time(growth: float | None, health: Health, reason: str | None) -> None:
+    state = only_repository(assess.overview(facts(repositories=(repository(growth_bytes_day=growth),), jobs=())))
+    assert (state.health, state.reasons) == (health, () if reason is None else (reason,))
+    assert state.days_until_full == (500 * GIB / growth if growth is not None and growth > 0 else None)
+
+
+@pytest.mark.parametrize(
+    ("free", "health"), [(60, Health.OK), (40, Health.WARNING), (11, Health.WARNING), (9, Health.CRITICAL)]
+)
+def test_little_room_is_told(free: int, health: Health) -> None:
+    state = only_repository(assess.overview(facts(repositories=(repository(free_bytes=free * GIB),), jobs=())))
+    assert state.health is health
+    assert state.reasons == (() if health is Health.OK else (f"Only {free / 10:.1f} % of its filesystem is free.",))

@@ -1,0 +1,53 @@
+"""The report as text."""
+
+from __future__ import annotations
+
+from datetime import timezone
+
+from tests.unit.overview import overviews
+from vbackup.overview import text_page
+from vbackup.overview.state import Overview
+
+
+def lines(overview: Overview) -> list[str]:
+    return text_page.render(overview, timezone.utc).splitlines()
+
+
+def test_first_line_is_the_answer() -> None:
+    first, second, *_ = lines(overviews.overview(overviews.domain(), overviews.overdue()))
+    assert first == "CRITICAL: 1 of 2 domains is backed up; 1 overdue."
+    assert second == "Backups of backup1, 2026-11-30 08:00"
+
+
+def test_everything_has_a_line() -> None:
+    shown = lines(overviews.overview(overviews.domain(), overviews.never(), repositories=(overviews.repository(),)))
+    assert shown[2:] == [
+        "",
+        "What needs attention",
+        "- new: It was never backed up.",
+        "",
+        "Domains",
+        "NAME  STATE     LAST BACKUP       AGE  BACKUPS  VERIFIED",
+        "web   OK        2026-11-30 02:00  6 h  30       good",
+        "new   Critical  never                  0        unverified",
+        "",
+        "Jobs",
+        "NAME     STATE  LAST RUN  RESULT  NEXT RUN",
+        "nightly  OK     never             2026-12-01 02:00",
+        "",
+        "Room",
+        "REPOSITORY  FREE            BACKUPS               FORECAST",
+        "main        300.0 GiB free  400.0 GiB in backups  full in 150 days",
+    ]
+
+
+def test_nothing_that_needs_attention_has_no_heading() -> None:
+    assert "What needs attention" not in lines(overviews.overview())
+
+
+def test_long_sentences_are_folded_and_control_characters_escaped() -> None:
+    long = overviews.overdue(reasons=("word " * 40 + "\x1b[31m",))
+    shown = lines(overviews.overview(long, repositories=(overviews.unmounted(),)))
+    assert max(map(len, shown)) <= 80
+    assert "\x1b" not in "".join(shown)
+    assert "main        not readable" in shown

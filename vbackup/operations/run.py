@@ -1,0 +1,189 @@
+"""Run jobs of the configuration: which ones now, one after the other, each under the lock of its repository."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from vbackup import machine, names
+from vbackup.config.model import Config, Job
+from vbackup.errors import BusyError, Status, UsageError, VbackupError
+from vbackup.files import reported
+from vbackup.operations import run_end, run_job, run_results
+from vbackup.operations.run_job import JobRun, World
+from vbackup.operations.run_log import Log
+from vbackup.runs import due, lock
+from vbackup.runs.due import Due
+from vbackup.runs.record import Fault, Outcome, Run, Step, StepKind
+
+log = logging.getLogger(__name__)
+
+#: How long a run waits for another one that works on its repository: the longest night.
+WAIT_S = 12 * 3600.0
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """The options of ``vbackup run``."""
+
+    jobs: tuple[str, ...] = ()  #: names; empty: all
+    only_due: bool = False  #: leave out those that are not due
+    wait_s: float = WAIT_S  #: how long to wait for another run that works on the repository
+
+
+@dataclass(frozen=True)
+class NotRun:
+    """A job that was not run, which is as it should be with ``only_due``, and otherwise an error."""
+
+    job: str
+    reason: str  #: a sentence
+    error: VbackupError | None = None
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What became of the jobs."""
+
+    runs: tuple[Run, ...]
+    not_run: tuple[NotRun, ...]
+    status: int  #: exit status
+
+
+def run(request: RunRequest, config: Config, world: World) -> Ran:
+    """Run the jobs, one after the other; what fails is in the answer.
+
+    Raises UsageError for a job that is not in the configuration, before any is run. After a request to stop, no further
+    job is begun, and what that ended has status 128 and the number of the signal.
+    """
+    jobs = chosen(request.jobs, config)
+    runs: list[Run] = []
+    not_run: list[NotRun] = []
+    for job in jobs:
+        if world.stop.signum is not None:
+            break
+        try:
+            made = _run(job, request, config, world)
+        except Exception as err:  # one job must not keep the others from being run
+            log.debug("unexpected", exc_info=err)
+            known = reported(err)
+            made = NotRun(job.name, str(known), known)
+        if isinstance(made, Run):
+            runs.append(made)
+        else:
+            not_run.append(made)
+    statuses = [one.status for one in runs] + [int(one.error.status) for one in not_run if one.error is not None]
+    status = run_results.joined_status(statuses)
+    if world.stop.signum is not None:
+        status = int(Status.SIGNAL + world.stop.signum)
+    return Ran(tuple(runs), tuple(not_run), int(status))
+
+
+def chosen(words: Sequence[str], config: Config) -> list[Job]:
+    """Return the jobs of that names, each once; all without a name. Raises UsageError."""
+    if not config.jobs:
+        raise UsageError("The configuration has no job: 'vbackup config init' makes one, vbackup.toml(5) describes it.")
+    for word in words:
+        if word not in config.jobs:
+            hint = names.closest(word, config.jobs) or f"; there are: {', '.join(config.jobs)}"
+            raise UsageError(f"The configuration has no job {word!r}{hint}.")
+    return [config.jobs[word] for word in dict.fromkeys(words or config.jobs)]
+
+
+def is_due(job: Job, world: World) -> Due:
+    """Return whether the job is due now. Raises StorageError."""
+    return due.due(job, world.store.list(job.name), world.now())
+
+
+def _run(job: Job, request: RunRequest, config: Config, world: World) -> Run | NotRun:
+    """Run a job, unless it is not due, its window is closed, or it is running. Raises VbackupError."""
+    scheduled = None
+    if request.only_due:
+        asked = is_due(job, world)
+        if not asked.is_due:
+            return NotRun(job.name, f"Job {job.name} {asked.reason}.")
+        scheduled = asked.scheduled
+    closed = _closed(job, world)
+    if closed is not None:
+        return NotRun(job.name, closed, None if request.only_due else BusyError(closed))
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(lock.of_job(world.store.state, job.name))
+        except BusyError as err:
+            return NotRun(job.name, str(err), None if request.only_due else err)
+        if request.only_due and not is_due(job, world).is_due:
+            return NotRun(job.name, f"Job {job.name} was just run.")
+        return _run_locked(job, request, config, world, scheduled)
+
+
+def _closed(job: Job, world: World) -> str | None:
+    """Return why no backup may begin now, as a sentence; None if it may."""
+    opens = None if job.window is None else due.opens(job.window, world.now())
+    if opens is None:
+        return None
+    return f"The window of job {job.name} is closed: it opens at {due.local(opens)}."
+
+
+def _run_locked(
+    job: Job, request: RunRequest, config: Config, world: World, scheduled: datetime | None
+) -> Run | NotRun:
+    """Wait for the repository, and do the run: from here on it is on record, and is told, whatever happens."""
+    before = world.store.list(job.name)
+    kept = Log(world.reporter, world.now)
+    world = replace(world, reporter=kept)
+    new = _new(job, config, world.now(), scheduled)
+    path = config.repositories[job.repository].path
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(
+                lock.held(
+                    world.store.state,
+                    path,
+                    job=job.name,
+                    wait_s=request.wait_s,
+                    reporter=world.reporter,
+                    stop=world.stop,
+                )
+            )
+        except BusyError as err:
+            return run_end.finish(_without_lock(new, err, world), job, config, world, kept)
+        closed = _closed(job, world)
+        if closed is not None:  # while it waited
+            return NotRun(job.name, closed, None if request.only_due else BusyError(closed))
+        now = world.now()
+        jump = due.jump(job, before, now)
+        unusual = due.unusual(before, scheduled, now, job.random_delay_s)
+        begun = world.store.begin(
+            replace(new, started=now, id=names.stamp(now), unusual=(*unusual, *([jump] if jump else [])))
+        )
+        for sentence in begun.unusual:
+            world.reporter.warning(sentence)
+        until = None if job.window is None else due.closes(job.window, now)
+        with run_end.announced(begun, config, world):
+            work = JobRun(job, config, world, begun, until=until, jump=jump)
+            done = run_job.ended(work.do_steps(), world.now(), world.stop)
+        return run_end.finish(done, job, config, world, kept)
+
+
+def _without_lock(new: Run, err: BusyError, world: World) -> Run:
+    """Return the run that did nothing, as the repository was not free. Raises StorageError."""
+    fault = Fault(err.code, int(err.status), str(err))
+    world.reporter.warning(str(err))
+    step = Step(StepKind.BACKUP, Outcome.FAILED, None, None, int(err.status), faults=(fault,))
+    return run_job.ended(world.store.begin(replace(new, steps=(step,))), world.now(), world.stop)
+
+
+def _new(job: Job, config: Config, now: datetime, scheduled: datetime | None) -> Run:
+    return Run(
+        id=names.stamp(now),
+        job=job.name,
+        repository=str(config.repositories[job.repository].path),
+        host=machine.this_host().name,
+        scheduled=scheduled,
+        started=now,
+        ended=None,
+        outcome=Outcome.RUNNING,
+        status=0,
+    )

@@ -1,0 +1,113 @@
+"""Decide when a job runs: whether it is due, whether it may begin now, and what is unusual about the time.
+
+No clock is asked: the moment is given. Does no I/O.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, time, timedelta, tzinfo
+
+from vbackup.amounts import age
+from vbackup.config.calendar import Window
+from vbackup.config.model import Job
+from vbackup.runs.record import Outcome, Run
+
+#: How far ahead of the clock a run may have begun: clocks are set by some seconds all the time.
+AHEAD = timedelta(minutes=5)
+#: A run that begins later than this after its time was missed, and is made up for.
+LATE = timedelta(hours=1)
+#: A gap between two runs that no holiday explains: the clock may have jumped. Both have to be exceeded.
+GAP, GAP_INTERVALS = timedelta(days=30), 10
+
+_ENDED = frozenset((Outcome.DONE, Outcome.SOME_FAILED, Outcome.FAILED))
+
+
+@dataclass(frozen=True)
+class Due:
+    """Whether a job is due."""
+
+    is_due: bool
+    scheduled: datetime | None  #: the last time of its calendar; None: it has none
+    reason: str  #: why it is due or not, as the end of a sentence that begins with the job
+
+
+def due(job: Job, runs: Sequence[Run], now: datetime, zone: tzinfo | None = None) -> Due:
+    """Return whether the last time of the job's calendar has passed without a run that ended.
+
+    ``runs``: of the job, the newest first. A run that was killed or stopped has not ended. One that failed has: it was
+    told, and is not repeated before the next time. One that seems to have begun in the future says nothing.
+    """
+    if job.calendar is None:
+        return Due(False, None, "has no calendar (at), so only 'vbackup run JOB' runs it")
+    scheduled = job.calendar.before(now, zone)
+    for run in runs:
+        if run.started > now + AHEAD or (run.started < scheduled and run.scheduled != scheduled):
+            continue
+        if run.outcome is Outcome.RUNNING:
+            return Due(False, scheduled, f"is running since {local(run.started)}")
+        if run.outcome in _ENDED:
+            return Due(False, scheduled, f"was run at {local(run.started)}, after its last time, {local(scheduled)}")
+    return Due(True, scheduled, f"is due since {local(scheduled)}")
+
+
+def next_time(job: Job, now: datetime, zone: tzinfo | None = None) -> datetime | None:
+    """Return when the calendar has it run next; None without a calendar."""
+    return None if job.calendar is None else job.calendar.after(now, zone)
+
+
+def opens(window: Window, now: datetime, zone: tzinfo | None = None) -> datetime | None:
+    """Return when a window that is closed opens; None if it is open."""
+    return None if window.is_open(now, zone) else _next(window.start, now, zone)
+
+
+def closes(window: Window, now: datetime, zone: tzinfo | None = None) -> datetime:
+    """Return when a window that is open closes."""
+    return _next(window.end, now, zone)
+
+
+def _next(at: time, now: datetime, zone: tzinfo | None) -> datetime:
+    today = now.astimezone(zone).date()
+    days = (datetime.combine(today + timedelta(days=number), at) for number in range(3))
+    return next(
+        moment for wall in days if (moment := (wall if zone is None else wall.replace(tzinfo=zone)).astimezone()) > now
+    )
+
+
+def jump(job: Job, runs: Sequence[Run], now: datetime) -> str | None:
+    """Return why the clock seems to have jumped since the last run, as a sentence; None if it does not.
+
+    While that is so, nothing is removed: rules such as keep-within count from the newest backup, and one with a wrong
+    time would make all others old.
+    """
+    if not runs:
+        return None
+    last = runs[0].started
+    if last > now + AHEAD:
+        return (
+            f"The clock says {local(now)}, but the last run began at {local(last)}, which is later: the clock has been"
+            " set back, or was wrong then."
+        )
+    interval_s = 0.0 if job.calendar is None else job.calendar.longest_interval_s
+    if now - last > max(GAP, timedelta(seconds=GAP_INTERVALS * interval_s)):
+        return (
+            f"The last run began at {local(last)}, {age(now - last)} ago: the machine was off for long, or the clock is"
+            " wrong."
+        )
+    return None
+
+
+def unusual(runs: Sequence[Run], scheduled: datetime | None, now: datetime, random_delay_s: float) -> tuple[str, ...]:
+    """Return what is unusual about a run that begins now, as sentences: it makes up for another one."""
+    sentences = []
+    if runs and runs[0].outcome is Outcome.INTERRUPTED:
+        sentences.append(f"The run that began at {local(runs[0].started)} did not end; this one makes up for it.")
+    elif scheduled is not None and runs and now - scheduled > LATE + timedelta(seconds=random_delay_s):
+        sentences.append(f"The run of {local(scheduled)} was missed; this one makes up for it.")
+    return tuple(sentences)
+
+
+def local(moment: datetime) -> str:
+    """Return the time in the time zone of the system, to the minute."""
+    return moment.astimezone().strftime("%Y-%m-%d %H:%M")
