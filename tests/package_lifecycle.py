@@ -172,8 +172,8 @@ def _works(root: Root) -> None:
 
 
 def required() -> set[str]:
-    """Return the distributions without which vbackup does not work."""
-    return _names(_setup()["options"]["install_requires"])
+    """Return the distributions without which vbackup does not work on any Python."""
+    return _names(re.sub(".*;.*", "", _setup()["options"]["install_requires"]))
 
 
 def _optional() -> set[str]:

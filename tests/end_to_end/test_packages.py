@@ -71,13 +71,18 @@ def below(directory: str, suffixes: Sequence[str] = ("",)) -> set[str]:
     return {os.fspath(path.relative_to(TOP / directory)) for path in paths}
 
 
+def package() -> set[str]:
+    """Return the names of the files of vbackup itself."""
+    return {f"vbackup/{name}" for name in below("vbackup") if "__pycache__" not in name}
+
+
 def test_packages_contain_what_the_sources_have(debs: list[Path]) -> None:
     page, command = (contents(deb) for deb in debs)
-    modules = {name for name in below("vbackup", (".py", ".json", "py.typed")) if "__pycache__" not in name}
-    assert {f"usr/lib/vbackup/vbackup/{name}" for name in modules} <= command
-    assert "usr/lib/vbackup/vbackup/hooks/qemu" in command
+    assert {f"usr/lib/vbackup/{name}" for name in package()} <= command
     pages = {name.removesuffix(".rst") for name in below("man")}
     assert {f"usr/share/man/man{name[-1]}/{name}.gz" for name in pages} <= command
+    shells = ("bash-completion/completions/vbackup", "zsh/vendor-completions/_vbackup")
+    assert {f"usr/share/{name}" for name in (*shells, "fish/vendor_completions.d/vbackup.fish")} <= command
     assert {f"usr/share/vbackup/examples/{name}" for name in below("hooks/examples")} <= command
     units = {name if "/" in name else f"system/{name}" for name in below("hooks/systemd")}
     assert {f"usr/lib/systemd/{name}" for name in units} == {path for path in command if "/systemd/" in path}
@@ -119,7 +124,7 @@ def test_rpm_packages_contain_what_the_debian_ones_do(rpms: list[Path], debs: li
     page, command = (listed(rpm) for rpm in rpms)
     # Each has its own places for documents, for the licence, and for what is not among its packages.
     theirs = {path.removesuffix(".gz") for path in contents(debs[1])}
-    assert {path for path in theirs if not re.match("usr/(share/(doc|python3)|lib/vbackup/qemu)", path)} <= {
+    assert {path for path in theirs if not re.match("usr/(share/(doc|python3|lintian|zsh)|lib/vbackup/qemu)", path)} <= {
         path.removesuffix(".gz") for path in command
     }
     assert {path for path in contents(debs[0]) if not path.startswith("usr/share/doc/")} <= page
@@ -155,13 +160,11 @@ def from_here(wheel: Path) -> dict[str, str]:
     return {**os.environ, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": f"{wheel.parent} {VENDORED}", "PYTHONPATH": ""}
 
 
-def test_wheel_has_schemas_hook_and_man_pages(wheel: Path) -> None:
+def test_wheel_has_all_files_and_the_man_pages(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
-        members = {member.filename: member for member in archive.infolist()}
-    schemas = {f"vbackup/schemas/{name}" for name in below("vbackup/schemas", (".json",))}
+        members = archive.namelist()
     pages = {f"share/man/man{name[-1]}/{name}" for name in (name.removesuffix(".rst") for name in below("man"))}
-    assert schemas <= members.keys()
-    assert {"vbackup/py.typed", "vbackup/hooks/qemu"} <= members.keys()
+    assert {name for name in members if name.startswith("vbackup/")} == package()
     assert {name.partition(".data/data/")[2] for name in members if ".data/data/" in name} == pages
     assert not [name for name in members if name.startswith(("tests", "hooks", "build"))]
     assert wheel.name.endswith("-py3-none-any.whl")

@@ -15,12 +15,16 @@ SPEC = (TOP / "packaging/rpm/vbackup.spec").read_text()
 DEBIAN = {"libvirt-python": "python3-libvirt", "qemu.qmp": None}
 
 
-def required() -> dict[str, str]:
-    """The least version of each distribution that vbackup needs."""
+def requirements() -> list[str]:
     config = configparser.ConfigParser()
     config.read(TOP / "setup.cfg")
     lines = (line.partition("#")[0].strip() for line in config["options"]["install_requires"].splitlines())
-    return dict(re.split(">=", line) for line in lines if line)  # type: ignore[misc]
+    return [line for line in lines if line]
+
+
+def required() -> dict[str, str]:
+    """The least version of each distribution that vbackup needs on any Python."""
+    return {line.partition(">=")[0]: line.partition(">=")[2] for line in requirements() if ";" not in line}
 
 
 def field(name: str) -> list[str]:
@@ -59,6 +63,10 @@ def test_vendored_files_are_named_by_version_and_digest() -> None:
 def test_rpm_package_requires_what_setup_cfg_requires() -> None:
     spec = dict(re.findall(r"^Requires: +python3dist\((\S+)\) >= (\S+)", SPEC, re.M))
     assert spec == {name.replace(".", "-"): least for name, least in required().items()}
+    # Debian has had no older Python since Debian 12.
+    for line in requirements():
+        name, least, older_than = (re.findall(r'^(.+)>=(\S+); python_version < "(.*)"$', line) or [("", "", "")])[0]
+        assert not name or f"Requires:       (python3dist({name}) >= {least} if python3 < {older_than})" in SPEC
 
 
 def test_packages_name_what_make_install_installs() -> None:
