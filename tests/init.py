@@ -17,6 +17,7 @@ from pathlib import Path
 SYSTEMD = Path("/lib/systemd/systemd")
 #: Units that others have by default.
 _TARGETS = ("sysinit", "basic", "shutdown", "timers", "network-online", "multi-user")
+_NAMESPACES = ("--uts", "--ipc", "--net", "--cgroup")
 _INIT = """
 set -e
 mount -t tmpfs tmpfs /run
@@ -71,7 +72,7 @@ def init(directory: Path) -> Iterator[Init]:
         "PATH": os.environ["PATH"],
         "SYSTEMD_UNIT_PATH": os.fspath(directory),
     }
-    flags = ["--pid", "--fork", "--kill-child", "--mount", "--propagation", "private", "--mount-proc", "--uts", "--ipc", "--net", "--cgroup"]
+    flags = ("--pid", "--fork", "--kill-child", "--mount", "--propagation", "private", "--mount-proc", *_NAMESPACES)
     with (directory.parent / "init.log").open("wb") as log:
         process = subprocess.Popen(
             ["unshare", *flags, "sh", "-c", _INIT],

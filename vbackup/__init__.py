@@ -24,7 +24,8 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              remote_side  copy_rewrap  replicate  failover  failover_test  failback  standby
                              standby_files  standby_status  standby_documents  linked_standby  fleet  run  run_job
                              run_commands  run_children  run_results  run_log  run_end  run_plan  status  config_check
-                             config_init  metrics  completion
+                             config_init  metrics  completion  report  schedule  schedule_needs
+    engine | copies | notices | schedule
     engine | copies | notices
       engine                 the parts of a backup in QEMU: plan  base  underlay  endmark  scratch  allocation
                              allocation_jobs  fleecing  preparation  moment  group  unfinished  finish  leftovers
@@ -36,6 +37,7 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              outgoing  upload  download  view  place  holding  lock_rule
       notices                tell people, once: sending  delivery  occasion  told  memory  text  document  attempts
                              requests  ping  webhook  mail  others  apprise_program
+      schedule               units of systemd, lines of cron: units  cron  calendars  quoting  places  systemd
     overview                 is everything backed up?: state  answer  points  pictures  page  page_style  text_page
                              facts  assess  domains  jobs  reasons  documents  nagios  metrics
     images | stores

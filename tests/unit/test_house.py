@@ -32,7 +32,6 @@ ELSEWHERE = {
     "images.opened_point": "contract/test_opened_point.py",  # needs the program
     "images.target_server": "end_to_end/test_remote.py",  # needs a QEMU that writes to it
     "operations.remote_side": "end_to_end/test_remote.py",  # needs a hypervisor, as the next one
-    "domain.linked": "end_to_end/test_remote.py",
     "operations.repair_work": "unit/operations/test_repair.py",  # steps that make sense one after the other
     "operations.repair_merges": "unit/operations/test_repair.py",
     "operations.repair_files": "unit/operations/test_repair.py",

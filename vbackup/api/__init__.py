@@ -47,14 +47,18 @@ if TYPE_CHECKING:
         metrics_text,
         nagios_line,
         nagios_unknown,
+        report_html,
+        report_text,
         serve_metrics,
         status,
         write_metrics,
+        write_report,
     )
     from vbackup.api.records import BackupRecord, DomainRecord
     from vbackup.api.streams import open_stage
     from vbackup.api.upkeep import Repaired
     from vbackup.config.model import Config
+    from vbackup.config.model import Job as ConfiguredJob
     from vbackup.config.model import Place as ConfigPlace
     from vbackup.config.showing import Shown as ShownKey
     from vbackup.copies.download import PARALLEL_OBJECTS
@@ -290,6 +294,7 @@ __all__ = [
     "Condition",
     "Config",
     "ConfigPlace",
+    "ConfiguredJob",
     "Connection",
     "Consistency",
     "ConsolidateRequest",
@@ -496,6 +501,8 @@ __all__ = [
     "read_identities",
     "read_recipients",
     "reload_daemons",
+    "report_html",
+    "report_text",
     "rewrap_copies",
     "run_jobs",
     "runs_of",
@@ -509,6 +516,7 @@ __all__ = [
     "unusual",
     "write_config",
     "write_metrics",
+    "write_report",
 ]
 
 #: Where each name is: the module, and there its name, with the one that it has here after a colon if that is another.
@@ -633,7 +641,10 @@ _PLACES = {
     "vbackup.repository.stream_tar": "Read:ReadStream Write:WriteStream",
     "vbackup.repository.stream_record": "MAX_JOB_BYTES:MAX_STREAM_JOB_BYTES TIME:STREAM_TIME is_job:is_stream_job",
     # is everything backed up?
-    "vbackup.api.monitoring": "metrics_text nagios_line nagios_unknown serve_metrics status write_metrics",
+    "vbackup.api.monitoring": (
+        "metrics_text nagios_line nagios_unknown report_html report_text serve_metrics status write_metrics"
+        " write_report"
+    ),
     "vbackup.operations.status": "StatusRequest",
     "vbackup.operations.metrics": "MetricsServer",
     "vbackup.overview.state": "CopyState DomainState Health JobState Overview PointState RepositoryState",
@@ -653,7 +664,7 @@ _PLACES = {
     "vbackup.api.daily": "plan_runs read_config run_jobs runs_of",
     "vbackup.api.configuration": "check_config config_schema config_text effective_config keep_config kept_config "
     "propose_config write_config",
-    "vbackup.config.model": "Config Place:ConfigPlace",
+    "vbackup.config.model": "Job:ConfiguredJob Config Place:ConfigPlace",
     "vbackup.config.showing": "Shown:ShownKey",
     "vbackup.operations.config_check": "CheckedConfig CheckedDomain CheckedJob",
     "vbackup.operations.run": "NotRun Ran RunRequest",

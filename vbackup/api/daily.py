@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from vbackup.config.model import Config
+    from vbackup.config.model import Config, Job
     from vbackup.operations.run import Ran, RunRequest
     from vbackup.operations.run_job import World
     from vbackup.operations.run_plan import PlannedRun
@@ -54,15 +54,22 @@ def run_jobs(
 
 
 def plan_runs(
-    config: Config, jobs: Sequence[str] = (), *, state: str | os.PathLike[str] | None = None
+    config: Config,
+    jobs: Sequence[str] = (),
+    *,
+    changed: Sequence[Job] = (),
+    state: str | os.PathLike[str] | None = None,
 ) -> tuple[PlannedRun, ...]:
     """Return the jobs of these names, or all, with their times, their newest run, and the commands of their steps.
 
-    Nothing is executed or changed. Raises UsageError, StorageError (the record of runs cannot be read).
+    ``changed``: jobs in place of those of the configuration that have their names. Nothing is executed or changed.
+    Raises UsageError, StorageError (the record of runs cannot be read).
     """
     from vbackup.operations import run, run_plan
 
-    return run_plan.plan(run.chosen(jobs, config), config, _world(None, None, state, None))
+    by_name = {job.name: job for job in changed}
+    planned = [by_name.get(job.name, job) for job in run.chosen(jobs, config)]
+    return run_plan.plan(planned, config, _world(None, None, state, None))
 
 
 def runs_of(job: str, *, limit: int | None = None, state: str | os.PathLike[str] | None = None) -> Sequence[Run]:

@@ -90,3 +90,24 @@ def serve_metrics(
     from vbackup.stop import Stop
 
     metrics.serve(host, port, gather, on_ready, stop=Stop() if stop is None else stop)
+
+
+def report_html(overview: Overview) -> str:
+    """Return the state and the backups of each domain as one page, which runs and loads nothing."""
+    from vbackup.operations import report
+
+    return report.html(overview)
+
+
+def report_text(overview: Overview) -> str:
+    """Return the state as text of 80 columns, such as for a mail."""
+    from vbackup.operations import report
+
+    return report.text(overview)
+
+
+def write_report(path: str | os.PathLike[str], content: str) -> None:
+    """Write a report in one step, readable for this user only. Raises StorageError, NoSpaceError."""
+    from vbackup.operations import report
+
+    report.write(Path(path), content)

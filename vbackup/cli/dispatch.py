@@ -32,6 +32,8 @@ _ONLY_PRINT = frozenset(
             "completion",
         ),
         *("session list", "session status", "session changes", "tracker list", "checkpoint list"),
+        *("list", "show", "verify", "diff", "usage", "ls", "cat", "search", "bitmap list", "hooks status", "schema"),
+        *("completion", "session list", "session status", "session changes", "tracker list", "checkpoint list"),
         *("stream backup", "engine read", "engine config"),
         *("config check", "config show", "config schema", "config init", "config recover"),
     )

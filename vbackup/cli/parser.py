@@ -56,6 +56,7 @@ COMMANDS = {
     "checkpoint": "list and delete checkpoints of a tracker",
     "hooks": "install or remove libvirt's hook script",
     "metrics": "write metrics for Prometheus",
+    "report": "write a page on all backups, for people",
     "schema": "print the JSON Schema of a document",
     "completion": "print the completion script of a shell",
 }

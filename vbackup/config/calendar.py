@@ -34,7 +34,7 @@ class Calendar:
         today = moment.astimezone(zone).date()
         days = [today + timedelta(days=number) for number in range(-8, 9)]
         return [
-            _utc(datetime.combine(day, at), zone) for day in days if day.weekday() in self.days for at in self.times
+            instant(datetime.combine(day, at), zone) for day in days if day.weekday() in self.days for at in self.times
         ]
 
     @property
@@ -44,7 +44,11 @@ class Calendar:
         return float(max((b - a for a, b in zip(week, [*week[1:], week[0] + 7 * 86400])), default=7 * 86400))
 
 
-def _utc(wall: datetime, zone: tzinfo | None) -> datetime:
+def instant(wall: datetime, zone: tzinfo | None) -> datetime:
+    """Return the moment, in UTC, of a time on the clock of a zone; None: the system's.
+
+    A time that does not exist is one by the old clock; of one that comes twice, it is the first.
+    """
     if zone is not None:
         return wall.replace(tzinfo=zone).astimezone(timezone.utc)
     # Of a naive time that does not exist, astimezone() takes the offset of the new clock, timestamp() of the old one.

@@ -117,7 +117,9 @@ def _notifier(one: Notifier) -> Table:
             ping=_secret(one.ping),
             webhook=_secret(one.webhook),
             apprise=_secret(one.apprise),
+            secret=_secret(one.secret),
             **{"mail-to": list(one.mail_to), "mail-from": one.mail_from},
+            sendmail=None if one.sendmail is None else str(one.sendmail),
         ),
         "timeout": seconds(one.timeout_s),
     }

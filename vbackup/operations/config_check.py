@@ -354,7 +354,7 @@ class _Checking:
     # Who is told, and what is written
 
     def _check_notifier(self, notifier: Notifier) -> None:
-        for way in ("ping", "webhook", "apprise"):
+        for way in ("ping", "webhook", "apprise", "secret"):
             secret: Secret | None = getattr(notifier, way)
             if secret is not None:
                 self._check_secret(notifier, way, secret)
@@ -363,7 +363,12 @@ class _Checking:
                 self._place("notify", notifier.name, "apprise"),
                 "'apprise' needs the Python package apprise, which is not installed: on Debian, apprise.",
             )
-        if notifier.mail_to and shutil.which("sendmail") is None and not os.access(_SENDMAIL, os.X_OK):
+        if notifier.sendmail is not None and not os.access(notifier.sendmail, os.X_OK):
+            self._fault(
+                self._place("notify", notifier.name, "sendmail"),
+                f"{notifier.sendmail} is not a program that can be run.",
+            )
+        elif notifier.mail_to and shutil.which("sendmail") is None and not os.access(_SENDMAIL, os.X_OK):
             self._fault(
                 self._place("notify", notifier.name, "mail-to"),
                 "'mail-to' needs sendmail, which is not installed: a mail server has it, or msmtp-mta.",
@@ -382,7 +387,7 @@ class _Checking:
         except VbackupError as err:
             self._fault(place, str(err))
             return
-        if way != "apprise" and not text.startswith(("https://", "http://")):
+        if way in ("ping", "webhook") and not text.startswith(("https://", "http://")):
             self._fault(
                 place, f"The secret from {secrets.describe(secret)} does not begin with https://, as an address does."
             )

@@ -1,13 +1,15 @@
-"""The report: the state of everything, with the backups of each domain as pictures. Nothing is written."""
+"""The report: the state of everything, with the backups of each domain as pictures."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from contextlib import suppress
 from datetime import tzinfo
+from pathlib import Path
 
 from vbackup.errors import StorageError
+from vbackup.files import replace_text, storage_errors
 from vbackup.model import Backup
-from vbackup.overview import page
+from vbackup.overview import page, text_page
 from vbackup.overview.points import DomainPoints, Point
 from vbackup.overview.state import Overview
 from vbackup.repository import condition
@@ -15,13 +17,31 @@ from vbackup.repository.condition import Condition
 from vbackup.repository.repository import Repository
 
 
-def html(overview: Overview, repositories: Iterable[Repository], *, zone: tzinfo | None = None) -> str:
-    """Return the page for the state of everything, with the backups in the repositories, those that can be read.
+def html(overview: Overview, *, zone: tzinfo | None = None) -> str:
+    """Return the page for the state of everything, with the backups in its repositories that can be read.
 
     ``zone``: of the times that are shown; None: the system's.
     """
-    known = {uuid: points for one in repositories for uuid, points in points_in(one).items()}
+    known: dict[str, DomainPoints] = {}
+    for one in overview.repositories:
+        if one.fault is None:
+            with suppress(StorageError):  # it was there a moment ago; the next report says so
+                known.update(points_in(Repository.open(Path(one.path))))
     return page.render(overview, known, zone)
+
+
+def text(overview: Overview, *, zone: tzinfo | None = None) -> str:
+    """Return the same as text, without pictures."""
+    return text_page.render(overview, zone)
+
+
+def write(path: Path, content: str) -> None:
+    """Write a report; a reader sees the one before or this one. Only the user can read it.
+
+    It has the names of domains, and why they are not backed up. Raises StorageError, NoSpaceError.
+    """
+    with storage_errors(f"write {path}"):
+        replace_text(path, content)
 
 
 def points_in(repository: Repository) -> dict[str, DomainPoints]:

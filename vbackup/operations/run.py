@@ -32,6 +32,7 @@ class RunRequest:
     jobs: tuple[str, ...] = ()  #: names; empty: all
     only_due: bool = False  #: leave out those that are not due
     wait_s: float = WAIT_S  #: how long to wait for another run that works on the repository
+    changed: tuple[Job, ...] = ()  #: jobs as they are for this run only, in place of those of the configuration
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,8 @@ def run(request: RunRequest, config: Config, world: World) -> Ran:
     Raises UsageError for a job that is not in the configuration, before any is run. After a request to stop, no further
     job is begun, and what that ended has status 128 and the number of the signal.
     """
-    jobs = chosen(request.jobs, config)
+    changed = {job.name: job for job in request.changed}
+    jobs = [changed.get(job.name, job) for job in chosen(request.jobs, config)]
     runs: list[Run] = []
     not_run: list[NotRun] = []
     for job in jobs:
@@ -134,6 +136,7 @@ def _run_locked(
     kept = Log(world.reporter, world.now)
     world = replace(world, reporter=kept)
     new = _new(job, config, world.now(), scheduled)
+    ours = replace(config, jobs={**config.jobs, job.name: job})
     path = config.repositories[job.repository].path
     with ExitStack() as stack:
         try:
@@ -148,7 +151,7 @@ def _run_locked(
                 )
             )
         except BusyError as err:
-            return run_end.finish(_without_lock(new, err, world), job, config, world, kept)
+            return run_end.finish(_without_lock(new, err, world), ours, world, kept)
         closed = _closed(job, world)
         if closed is not None:  # while it waited
             return NotRun(job.name, closed, None if request.only_due else BusyError(closed))
@@ -161,10 +164,10 @@ def _run_locked(
         for sentence in begun.unusual:
             world.reporter.warning(sentence)
         until = None if job.window is None else due.closes(job.window, now)
-        with run_end.announced(begun, config, world):
+        with run_end.announced(begun, ours, world) as told:
             work = JobRun(job, config, world, begun, until=until, jump=jump)
             done = run_job.ended(work.do_steps(), world.now(), world.stop)
-        return run_end.finish(done, job, config, world, kept)
+        return run_end.finish(replace(done, notices=told.sentences), ours, world, kept)
 
 
 def _without_lock(new: Run, err: BusyError, world: World) -> Run:

@@ -16,6 +16,7 @@ from datetime import datetime, timezone
 from typing import ClassVar, NamedTuple
 
 from vbackup import names
+from vbackup.config import keeping
 from vbackup.config.model import Config, Job
 from vbackup.errors import Status, StorageError, VbackupError
 from vbackup.files import reported
@@ -83,11 +84,20 @@ class JobRun:
 
     def do_steps(self) -> Run:
         """Do all steps, and return the run with them; it is not ended. Raises nothing."""
+        self._keep_config()
         for planned in run_commands.steps(self.job, self.config):
             self._begin(planned)
             step = self._step(planned)
             self._note(replace(self.run, steps=(*self.run.steps[:-1], step)))
         return self.run
+
+    def _keep_config(self) -> None:
+        """Keep the configuration in the repository, for the day on which this machine is lost."""
+        try:
+            keeping.keep(self._repository().path, self.config, host=self.run.host, now=self.world.now())
+        except VbackupError as err:
+            # That the repository cannot be opened, or has no room, the backup says.
+            log.debug("configuration not kept: %s", err)
 
     def _begin(self, planned: Planned) -> None:
         begun = Step(planned.kind, Outcome.RUNNING, self.world.now(), None, None, target=planned.target)

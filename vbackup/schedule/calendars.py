@@ -8,9 +8,9 @@ which the zone has such nights: in Berlin "Sun *-03-* 03:30:00" for 02:30. Where
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from datetime import date, datetime, time, timedelta, timezone, tzinfo
+from datetime import date, datetime, time, timedelta, tzinfo
 
-from vbackup.config.calendar import DAYS, Calendar
+from vbackup.config.calendar import DAYS, Calendar, instant
 
 #: Rules of zones repeat within so many years.
 _YEARS = 8
@@ -55,15 +55,10 @@ def _replaced(calendar: Calendar, year: int, zone: tzinfo | None) -> Iterator[tu
 
 def _is_short(day: date, zone: tzinfo | None) -> bool:
     """Return True if the clocks are put forward on that day."""
-    begin, end = (_utc(datetime.combine(one, time()), zone) for one in (day, day + timedelta(days=1)))
+    begin, end = (instant(datetime.combine(one, time()), zone) for one in (day, day + timedelta(days=1)))
     return end - begin < timedelta(days=1)
 
 
 def _there(wall: datetime, zone: tzinfo | None) -> datetime:
     """Return what the clock says when a time by the old clock has come."""
-    return _utc(wall, zone).astimezone(zone)
-
-
-def _utc(wall: datetime, zone: tzinfo | None) -> datetime:
-    # Without a zone, a naive time is one of the system's zone.
-    return (wall if zone is None else wall.replace(tzinfo=zone)).astimezone(timezone.utc)
+    return instant(wall, zone).astimezone(zone)

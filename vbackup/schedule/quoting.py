@@ -28,7 +28,7 @@ def job(name: str) -> str:
 
 
 def unit_word(text: str) -> str:
-    """Return a word of a setting in a unit: of ExecStart=: (with the colon, so that "$" is no variable), of a path list.
+    """Return a word of a setting in a unit, such as ExecStart=: (with the colon, so that "$" is no variable).
 
     Raises UsageError for a line end or another control character.
     """

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import timezone
+from pathlib import Path
+
+import pytest
 
 from tests.unit import builders
 from tests.unit.overview import overviews
+from vbackup.errors import StorageError
 from vbackup.model import ChangeRecord, Level
 from vbackup.operations import report
+from vbackup.overview.state import Overview
 from vbackup.repository.repository import Repository
 
 
@@ -60,9 +65,31 @@ def test_domain_that_is_a_link_is_left_out(repo: Repository) -> None:
     assert report.points_in(repo) == {}
 
 
-def test_page_has_the_backups_of_all_repositories(repo: Repository) -> None:
+def _overview(*places: Path) -> Overview:
+    shown = [overviews.repository(place.name, path=str(place)) for place in places]
+    return overviews.overview(overviews.domain(uuid=builders.UUID), repositories=tuple(shown))
+
+
+def test_page_has_the_backups_of_the_repositories(repo: Repository, tmp_path: Path) -> None:
     full = builders.backup(1)
     builders.commit(repo, full)
-    overview = overviews.overview(overviews.domain(uuid=builders.UUID))
-    assert full.id in report.html(overview, [repo], zone=timezone.utc)
-    assert full.id not in report.html(replace(overview, domains=()), [repo], zone=timezone.utc)
+    assert full.id in report.html(_overview(repo.path), zone=timezone.utc)
+    assert full.id in report.html(_overview(tmp_path / "gone", repo.path), zone=timezone.utc)
+
+
+def test_repository_that_cannot_be_read_is_not_looked_at(repo: Repository) -> None:
+    full = builders.backup(1)
+    builders.commit(repo, full)
+    fault = replace(overviews.unmounted(), path=str(repo.path))
+    assert full.id not in report.html(replace(_overview(), repositories=(fault,)), zone=timezone.utc)
+
+
+def test_report_is_replaced_in_one_step_and_is_the_users_own(tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    path.write_text("old")
+    report.write(path, report.text(_overview(), zone=timezone.utc))
+    assert path.read_text().startswith("OK: 1 of 1 domain is backed up.")
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert list(tmp_path.iterdir()) == [path]
+    with pytest.raises(StorageError, match=r"Cannot write .*: Not a directory"):
+        report.write(path / "x", "x")

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from vbackup.api import Config, PlannedRun, Ran, RunRequest, documents, plan_runs, read_config, run_jobs
+from vbackup.api import Config, ConfiguredJob, PlannedRun, Ran, RunRequest, documents, plan_runs, read_config, run_jobs
 from vbackup.cli import journal, output, run_table
 from vbackup.cli.context import Context
 from vbackup.errors import Status, UsageError, error_document
@@ -20,9 +20,10 @@ _OF_ONE = ("domains", "exclude", "copy_to", "notify")
 
 def run(options: argparse.Namespace, context: Context) -> int:
     """Run the jobs, and print what became of them."""
-    config = _configured(options, context, read_config(options.config))
+    config = read_config(options.config)
+    changed = _changed(options, context, config)
     if options.list or options.dry_run:
-        planned = plan_runs(config, options.jobs)
+        planned = plan_runs(config, options.jobs, changed=changed)
         if context.as_json:
             name = "vbackup.jobs/1" if options.list else "vbackup.runplan/1"
             context.print_document(name, {"jobs": [_planned(one, with_steps=options.dry_run) for one in planned]})
@@ -31,7 +32,7 @@ def run(options: argparse.Namespace, context: Context) -> int:
         else:
             _print_plan(planned, only_due=options.due)
         return Status.DONE
-    request = RunRequest(tuple(options.jobs), only_due=options.due)
+    request = RunRequest(tuple(options.jobs), only_due=options.due, changed=changed)
     if options.wait_lock is not None:
         request = replace(request, wait_s=options.wait_lock)
     with context.reporting() as reporter:
@@ -43,8 +44,8 @@ def run(options: argparse.Namespace, context: Context) -> int:
     return ran.status
 
 
-def _configured(options: argparse.Namespace, context: Context, config: Config) -> Config:
-    """Return the configuration with what the options change of a job. Raises UsageError."""
+def _changed(options: argparse.Namespace, context: Context, config: Config) -> tuple[ConfiguredJob, ...]:
+    """Return the job with what the options change of it; none if they change nothing. Raises UsageError."""
     changes: dict[str, Any] = {name: tuple(value) for name in _OF_ONE if (value := getattr(options, name))}
     if options.window is not None:
         changes["window"] = options.window[0]
@@ -55,18 +56,18 @@ def _configured(options: argparse.Namespace, context: Context, config: Config) -
     if context.uris:
         changes |= {"connect": tuple(context.uris), "hosts": None}
     if not changes:
-        return config
+        return ()
     if len(options.jobs) != 1:
         raise UsageError("Options that change a job are for one: name one job.")
     [name] = options.jobs
     if name not in config.jobs:
-        return config  # run_jobs says so
+        return ()  # run_jobs says so
     job = config.jobs[name]
     _refuse_unknown("target", changes.get("copy_to", ()), config.targets)
     _refuse_unknown("notifier", changes.get("notify", ()), config.notifiers)
     if "exclude" in changes:
         changes["exclude"] = (*job.exclude, *changes["exclude"])
-    return replace(config, jobs={**config.jobs, name: replace(job, **changes)})
+    return (replace(job, **changes),)
 
 
 def _refuse_unknown(kind: str, words: Sequence[str], known: Any) -> None:
