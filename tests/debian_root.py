@@ -14,7 +14,6 @@ import contextlib
 import os
 import re
 import shutil
-import stat
 import subprocess
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,7 +26,7 @@ _MADE = ("etc/alternatives", "etc/ld.so.cache", "etc/passwd", "etc/group", "etc/
 _LEFT_OUT = re.compile(r"/usr/share/(doc|man|locale|info|i18n|zoneinfo|common-licenses)/")
 _RECORDS = ("var/lib/dpkg/info", "var/lib/dpkg/triggers", "var/lib/dpkg/updates")
 _ALIASES = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
-_MOUNTS = "mount -t proc proc proc && mount --rbind /dev dev && mount -t tmpfs tmpfs run && exec chroot . \"$@\""
+_MOUNTS = 'mount -t proc proc proc && mount --rbind /dev dev && mount -t tmpfs tmpfs run && exec chroot . "$@"'
 
 
 @dataclass(frozen=True)
@@ -70,15 +69,15 @@ class Root:
         """Return mode and content (size, or where a link leads) of all files, without dpkg's and apt's own records."""
         found = {}
         for directory, names, files in os.walk(self.path):
-            place = os.path.relpath(directory, self.path)
-            if place in ("proc", "dev", "run", "var/lib/dpkg", "var/lib/apt", "var/cache/apt", "var/log"):
+            place = Path(directory).relative_to(self.path)
+            if os.fspath(place) in ("proc", "dev", "run", "var/lib/dpkg", "var/lib/apt", "var/cache/apt", "var/log"):
                 names.clear()
                 continue
             for name in (*names, *files):
                 path = Path(directory, name)
                 what = path.lstat()
-                content = os.readlink(path) if path.is_symlink() else "" if path.is_dir() else str(what.st_size)
-                found[os.path.normpath(os.path.join(place, name))] = (what.st_mode, content)
+                content = str(path.readlink()) if path.is_symlink() else "" if path.is_dir() else str(what.st_size)
+                found[os.fspath(place / name)] = (what.st_mode, content)
         return found
 
 
@@ -93,7 +92,7 @@ def lay(root: Path, debs: Sequence[Path]) -> Root:
         (root / directory).mkdir(parents=True)
     for name in _ALIASES:
         if Path("/", name).is_symlink():
-            (root / name).symlink_to(os.readlink(Path("/", name)))
+            (root / name).symlink_to(Path("/", name).readlink())
     _copy(_paths(chosen), root)
     _record(chosen, root / "var/lib/dpkg")
     return Root(root)
@@ -177,12 +176,12 @@ def _paths(packages: Sequence[Installed]) -> Iterator[str]:
         directory, name = os.path.split(path)
         if directory not in places:
             places[directory] = os.path.realpath(directory)
-        real = os.path.join(places[directory], name)
+        real = f"{places[directory]}/{name}"
         if real not in seen and os.path.lexists(real):
             seen.add(real)
             yield real.lstrip("/")
     yield from (path for path in _MADE if os.path.lexists(Path("/", path)))
-    yield from (f"etc/alternatives/{name}" for name in os.listdir("/etc/alternatives"))
+    yield from (os.fspath(path).lstrip("/") for path in Path("/etc/alternatives").iterdir())
 
 
 def _copy(paths: Iterator[str], root: Path) -> None:

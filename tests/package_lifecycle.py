@@ -14,6 +14,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -47,7 +48,8 @@ def older(deb: Path, directory: Path) -> Path:
     control = tree / "DEBIAN" / "control"
     text = control.read_text()
     version = re.findall(r"^Version: (.*)$", text, re.MULTILINE)[0]
-    control.write_text(text.replace(f"Version: {version}", f"Version: {OLDER}").replace(f"(= {version})", f"(= {OLDER})"))
+    text = text.replace(f"Version: {version}", f"Version: {OLDER}").replace(f"(= {version})", f"(= {OLDER})")
+    control.write_text(text)
     if (tree / GONE).parent.is_dir():
         (tree / GONE).write_text("# The next version has no such module.\n")
     made = directory / deb.name.replace(f"_{version}_", f"_{OLDER}_")
@@ -133,8 +135,9 @@ def _administrate(root: Root) -> set[str]:
     scripts = root.path / "etc/vbackup/scripts.d"
     scripts.mkdir(parents=True, exist_ok=True)
     paths = (cache / "manifest.json", events / "domain.log", root.path / "var/lib/vbackup/sessions", scripts)
-    inside = {os.fspath(path.relative_to(root.path)) for path in paths}
-    return inside | {os.path.dirname(path) for path in inside} | {"etc/vbackup", "var/cache/vbackup"}
+    inside = {path.relative_to(root.path) for path in paths}
+    made = inside | {path.parent for path in inside} | {Path("etc/vbackup"), Path("var/cache/vbackup")}
+    return {os.fspath(path) for path in made}
 
 
 def _data(root: Root) -> set[str]:
@@ -201,17 +204,13 @@ def main() -> None:
     paths = [f"/tmp/{deb.name}" for deb in debs]
     root.run(["apt-get", "--quiet=2", "update"])
     root.run(["apt-get", "--quiet=2", "--yes", "--no-install-recommends", "install", *paths])
-    _works_after_apt = root.run(["vbackup", "--version"]).stdout.strip()
+    version = root.run(["vbackup", "--version"]).stdout.strip()
     root.run(["dpkg", "--purge", *(deb.name.partition("_")[0] for deb in debs)])
     for path in paths:
         (root.path / path.lstrip("/")).unlink()
-    olds = root.path / "tmp/older"
-    olds.mkdir()
-    made = [older(deb, olds) for deb in debs]
-    before = [shutil.move(path, TOP / "build" / path.name) for path in made]
-    olds.rmdir()
-    check(root, debs, [Path(path) for path in before])
-    print(f"{_works_after_apt}: installed by apt, upgraded, removed and purged in {root.path}")
+    with tempfile.TemporaryDirectory() as directory:
+        check(root, debs, [older(deb, Path(directory)) for deb in debs])
+    print(f"{version}: installed by apt, upgraded, removed and purged in {root.path}")
 
 
 if __name__ == "__main__":
