@@ -6,6 +6,7 @@ VBACKUP_SCREENSHOTS=integrations/cockpit/screenshots makes the pictures again.
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
@@ -26,9 +27,11 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.skipif(namespaces.reason_not_to_enter() is not None, reason="has directories of the system")
 CONFIG = Path("/etc/vbackup/vbackup.toml")
-TOML = """\
+#: The directory above it is the tests' own (tests.namespaces).
+REPOSITORY = "/var/lib/backup"
+TOML = f"""\
 [repository.main]
-path = "/srv/backup"
+path = "{REPOSITORY}"
 
 [job.nightly]
 repository = "main"
@@ -50,7 +53,6 @@ MOVES = "return [...document.querySelectorAll('.vb-work [role=progressbar]')].so
 @pytest.fixture(scope="module")
 def _host(_daemon: Daemon) -> Iterator[None]:
     """A host with four machines and a configuration, at the paths that a real one has."""
-    subprocess.run(["mount", "-t", "tmpfs", "none", "/srv"], check=True)
     CONFIG.parent.mkdir(exist_ok=True)
     CONFIG.write_text(TOML)
     images = Path("/var/lib/libvirt/images")
@@ -65,7 +67,7 @@ def _host(_daemon: Daemon) -> Iterator[None]:
     yield
     _daemon.clear()
     CONFIG.unlink()
-    subprocess.run(["umount", "/srv"], check=True)
+    shutil.rmtree(REPOSITORY)
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +94,7 @@ def config() -> Iterator[Callable[[str], None]]:
 
 
 def test_job_is_run_and_its_steps_are_told(browser: Browser, cockpit: Cockpit, command: Command) -> None:
-    command("init", "-r", "/srv/backup")
+    command("init", "-r", REPOSITORY)
     browser.open(cockpit.page)
     browser.find("alert", "Error: *")  # nothing was ever backed up
     browser.click("link", "Activity")
@@ -114,7 +116,7 @@ def test_one_machine_is_backed_up_as_its_job_does(browser: Browser, cockpit: Coc
     browser.find("field", "As job nightly does")
     browser.click("button", "Back up")
     browser.find("alert", "Success: Backup of web: done.*")
-    counts = {one["name"]: one["backups"] for one in command("list", "-r", "/srv/backup", "--json").document["domains"]}
+    counts = {one["name"]: one["backups"] for one in command("list", "-r", REPOSITORY, "--json").document["domains"]}
     assert counts == {"db": 1, "mail": 1, "web": 2}
 
 
