@@ -38,8 +38,9 @@ SECRETS = st.one_of(
 )
 NOTIFIERS = st.one_of(
     st.builds(lambda secret: {"ping": secret}, SECRETS),
-    st.builds(lambda secret: {"webhook": secret}, SECRETS),
+    st.builds(lambda url, key: {"webhook": url, "secret": key}, SECRETS, SECRETS),
     st.builds(lambda words, sender: {"mail_to": tuple(words), "mail_from": sender}, st.lists(TEXTS, min_size=1), TEXTS),
+    st.just({"mail_to": ("root",), "sendmail": Path("/opt/my sendmail")}),
 )
 TIMES = st.builds(time, st.integers(0, 23), st.integers(0, 59))
 BACKUP: st.SearchStrategy[Options] = st.fixed_dictionaries(
