@@ -117,6 +117,7 @@ NO_MODULE = {
     "test_hostile.py": "all commands that read a repository",
     "test_bench.py": "the package tests.bench",
     "test_config_page.py": "the man page vbackup.toml(5) and the keys of the configuration",
+    "test_packaging.py": "the packages' own files, in packaging",
     "cli/test_cli.py": "vbackup/cli/__init__.py, which is the room itself",
     "scripts/test_examples.py": "the scripts in hooks/examples and in vbackup-scripts(7)",
     "hooks/test_script.py": "the script hooks/qemu, which imports nothing from vbackup",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -74,6 +75,16 @@ def test_shell_gets_the_words_as_they_are(tmp_path: Path) -> None:
     subprocess.run(["/bin/sh", "-c", as_cron_runs_it(content.splitlines()[-1])], check=True)
     words = ["--config", "/a b;c`id`", "run", "--due", "nightly", "/var/100%"]
     assert (tmp_path / "argv").read_text().splitlines() == words
+
+
+@pytest.mark.skipif(not shutil.which("crontab"), reason="needs crontab")
+def test_cron_has_nothing_to_say_against_the_file(tmp_path: Path) -> None:
+    """crontab looks at a user's table, which has no column for the user."""
+    table = tmp_path / "table"
+    content = text(needs("/my 100% program", VBACKUP_STATE="/x y"), host=HOST)
+    for changed, status in ((content, 0), (content.replace(" * * * *", " 25 * * *"), 1)):
+        table.write_text(changed.replace(" root ", " "))
+        assert subprocess.run(["crontab", "-n", table], capture_output=True, check=False).returncode == status
 
 
 def test_command_is_one_of_a_shell() -> None:
