@@ -36,7 +36,7 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
       copies                 points at a target: target  point  points  ledger  planning  claim  staging  composing
                              outgoing  upload  download  view  place  holding  lock_rule
       notices                tell people, once: sending  delivery  occasion  told  memory  text  document  attempts
-                             requests  ping  webhook  mail  others  listing  apprise_program
+                             requests  ping  webhook  mail  others  apprise_program  listing
       schedule               units of systemd, lines of cron: units  cron  calendars  quoting  places  systemd
     overview                 is everything backed up?: state  answer  points  pictures  page  page_style  text_page
                              facts  assess  domains  jobs  reasons  documents  nagios  metrics

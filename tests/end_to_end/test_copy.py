@@ -345,6 +345,31 @@ def test_verify_finds_damage_and_what_depends_on_it(tmp_path: Path) -> None:
             copy_verify.run(CopyVerifyRequest(tree.uuid, "20200101T000000Z-full"), opened)
 
 
+def test_verify_of_a_sample_reads_other_objects_each_time(tmp_path: Path) -> None:
+    tree, store = chain(tmp_path / "repo", 3), FakeStore()
+    copied(tree, store)
+    key = f"{tree.uuid}/{tree.ids()[0]}/vda.qcow2"
+    with viewed(store, tmp_path) as opened:
+        whole = copy_verify.run(CopyVerifyRequest(tree.uuid), opened)
+        assert copy_verify.run(CopyVerifyRequest(tree.uuid, sample_percent=100), opened) == whole
+        seen = set()
+        for _ in range(250):
+            store.calls.clear()
+            found = copy_verify.run(CopyVerifyRequest(tree.uuid, sample_percent=10), opened)
+            read = {name for what, name in store.calls if what == "get"}
+            assert found.objects == len(read) < whole.objects
+            assert found.read_bytes >= whole.read_bytes * 0.1
+            assert set(found.points) == {name.split("/")[1] for name in read}
+            seen |= read
+        assert len(seen) == whole.objects
+        assert copy_verify.run(CopyVerifyRequest(tree.uuid, sample_percent=0.000001), opened).objects == 1
+        data, modified = store.objects[key]
+        store.objects[key] = (data[:-1] + b"\x01", modified)
+        runs = [copy_verify.run(CopyVerifyRequest(tree.uuid, sample_percent=30), opened) for _ in range(60)]
+        assert any(one.damage for one in runs)
+        assert all(one.damage.keys() <= set(tree.ids()) for one in runs)
+
+
 def test_restore_fetches_the_chain_of_the_disk_and_nothing_else(tmp_path: Path) -> None:
     tree, store = chain(tmp_path / "repo", 3), FakeStore()
     copied(tree, store)

@@ -104,6 +104,8 @@ def test_what_needs_attention_is_not_called_missing(show: Show) -> None:
 
 def test_where_nothing_is_to_be_done_that_is_the_answer(show: Show) -> None:
     assert show(facts(jobs=(), repositories=()), status=1).stdout.startswith("Nothing is to be backed up")
+    empty = facts(jobs=(job(),), repositories=(examples.repository(),))
+    assert show(empty, status=0).stdout.startswith("No domain is known that is to be backed up.\n")
 
 
 def test_200_domains_are_one_screen_that_shows_what_is_wrong(show: Show) -> None:
@@ -123,8 +125,10 @@ def test_200_domains_that_are_wrong_are_cut_too(show: Show) -> None:
         facts(jobs=(job(error="silence"),), repositories=(examples.repository(*guests(200, 9 * DAY)),)), status=1
     )
     lines = out.stdout.splitlines()
-    assert "  and 190 more; --all shows them." in lines
-    assert "180 other domains; --all shows them." in lines
+    assert "  and 194 more; --all shows them." in lines
+    assert len(lines) <= SCREEN[1] + 5
+    assert max(map(len, lines)) <= SCREEN[0]
+    assert "190 other domains; --all shows them." in lines
 
 
 def test_all_shows_all_that_is_known(show: Show) -> None:
