@@ -108,6 +108,7 @@ ELSEWHERE = {
 }
 #: Files in tests/unit that belong to no module.
 NO_MODULE = {
+    "operations/test_run_year.py": "operations.run over a year, with the real retention",
     "test_house.py": "the package as a whole",
     "test_man.py": "the man pages and this package's options, statuses and documents",
     "test_compatible.py": "the schemas beside those that were published",
