@@ -232,6 +232,7 @@ def test_keys_alone_will_do(browser: Browser) -> None:
 
 
 @pytest.mark.skipif(namespaces.reason_not_to_enter() is not None, reason="covers files of the system")
+@pytest.mark.skipif(cockpit_.NEEDS_SYSTEMD, reason="the login of this Cockpit needs systemd")
 def test_user_without_rights_is_told_so(
     chromedriver: Driver, cockpit: Cockpit, guests: Recorded, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
