@@ -159,7 +159,7 @@ def test_disks_are_mounted_and_unmounted(browser: Browser, place: Path, guests: 
     browser.click("link", "web")
     browser.click("button", f"Files in {guests.backups[0].id}")
     browser.click("button", "Mount the disks …")
-    browser.type("Directory", "/nonexistent/here")
+    browser.type("Directory", str(place / "missing" / "here"))
     browser.click("button", "Mount")
     browser.find("alert", "Error: *")
     browser.type("Directory", str(place / "mounted here"))
