@@ -279,8 +279,8 @@ class JobRun:
 def contradiction(domain: str, job: str, other: str) -> str:
     """Return why no backup of a domain is removed that two jobs with other rules share."""
     return (
-        f"No backup of domain {domain} is removed: it belongs to jobs {job} and {other}, which keep others of its backups"
-        " in one repository. Give both the same rules, or exclude it from one."
+        f"No backup of domain {domain} is removed: it belongs to jobs {job} and {other}, which have one repository"
+        " and other rules. Give both the same rules, or exclude it from one."
     )
 
 

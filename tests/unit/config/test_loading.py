@@ -312,6 +312,11 @@ def test_all_faults_are_found_in_the_order_of_files_and_lines(load: Load) -> Non
     ]
 
 
+def test_rule_that_is_misspelled_is_told_and_not_that_there_is_none(load: Load) -> None:
+    [fault] = load(MAIN + "[job.a.prune]\nkeep-dayly = 7\n").faults
+    assert "Unknown key 'keep-dayly' in [job.a.prune]; the closest is 'keep-daily'." in str(fault)
+
+
 def test_fault_of_one_key_is_told_once(load: Load) -> None:
     assert len(load("[repository.main]\npath = 'r'\n[job.a]\n[job.b]\nrepository = 'main'\n").faults) == 1
     assert len(load(MAIN + "[defaults]\nnotify = ['x']\n[job.a]\n[job.b]\n").faults) == 2  # of two jobs
