@@ -147,6 +147,8 @@ def _run_locked(
     kept = Log(world.reporter, world.now)
     world = replace(world, reporter=kept)
     new = _new(job.name, str(config.repositories[job.repository].path), world.now(), scheduled)
+    whole = config.jobs[job.name]
+    new = replace(new, is_partial=(job.domains, job.exclude) != (whole.domains, whole.exclude))
     ours = replace(config, jobs={**config.jobs, job.name: job})
     path = config.repositories[job.repository].path
     with ExitStack() as stack:
@@ -198,9 +200,8 @@ def _without_lock(new: Run, err: BusyError, world: World) -> Run:
 
 def _failed(job: str, config: Config, err: VbackupError, now: datetime) -> Run:
     """Return the run of a job that could not even begin, for those who are told."""
-    repository = config.jobs[job].repository if job in config.jobs else None
-    path = str(config.repositories[repository].path) if repository in config.repositories else "unknown"
-    new = _new(job, path, now, None)
+    entry = config.repositories.get(config.jobs[job].repository) if job in config.jobs else None
+    new = _new(job, "unknown" if entry is None else str(entry.path), now, None)
     return replace(new, ended=now, outcome=Outcome.FAILED, status=int(err.status), steps=(_refused(err),))
 
 

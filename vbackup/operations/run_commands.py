@@ -151,6 +151,14 @@ def contested(job: Job, config: Config, known: Mapping[str, str]) -> dict[str, s
     return {uuid: one.name for one in others for uuid in belonging(one, known)}
 
 
+def contradiction(domain: str, job: str, other: str) -> str:
+    """Return why no backup of a domain is removed that two jobs with other rules share."""
+    return (
+        f"No backup of domain {domain} is removed: it belongs to jobs {job} and {other}, which have one repository"
+        " and other rules. Give both the same rules, or exclude it from one."
+    )
+
+
 def _rules(job: Job) -> Options:
     return {name: value for name, value in job.options.get("prune", {}).items() if name in RULES}
 

@@ -189,7 +189,7 @@ class JobRun:
         repository = self._repository()
         known = {uuid: repository.name_of(uuid) for uuid in present.uuids}
         contested = run_commands.contested(self.job, self.config, known)
-        sentences = [contradiction(known[uuid], self.job.name, other) for uuid, other in contested.items()]
+        sentences = [run_commands.contradiction(known[uuid], self.job.name, other) for uuid, other in contested.items()]
         free = [uuid for uuid in present.uuids if uuid not in contested]
         if not free:
             raise _NotDoneError(sentences[0])
@@ -274,14 +274,6 @@ class JobRun:
             self._warned.add(reason)
             self.world.reporter.warning(f"{reason[:1].upper()}{reason[1:]}.")
             self.run = replace(self.run, unusual=(*self.run.unusual, f"{reason[:1].upper()}{reason[1:]}."))
-
-
-def contradiction(domain: str, job: str, other: str) -> str:
-    """Return why no backup of a domain is removed that two jobs with other rules share."""
-    return (
-        f"No backup of domain {domain} is removed: it belongs to jobs {job} and {other}, which have one repository"
-        " and other rules. Give both the same rules, or exclude it from one."
-    )
 
 
 def ended(run: Run, now: datetime, stop: Stop) -> Run:

@@ -61,6 +61,7 @@ def of_job(job: Job, config: Config, request: ScheduleRequest, now: datetime) ->
         credentials=tuple(_credentials(job, config, request)),
         on_calendar=(*calendars.on_calendar(job.calendar, year=now.year), *_opening(job, job.calendar)),
         random_delay_s=job.random_delay_s,
+        sends_mail=request.is_user and any(one.mail_to for one in _notifiers(job, config)),
     )
 
 

@@ -246,6 +246,15 @@ def test_a_job_can_be_another_for_one_run(site: Site) -> None:
     assert 'copy-to = ["offsite"]' in (site.path / "config.toml").read_text()  # what is kept is not of one run
 
 
+def test_a_run_of_some_domains_is_on_record_as_that(site: Site) -> None:
+    for changed, is_partial in ((job(domains=("web",)), True), (job(exclude=("x",)), True), (job(copy_to=()), False)):
+        [made] = run(site, job(), request=RunRequest(("nightly",), changed=(changed,))).runs
+        assert made.is_partial is is_partial
+        last = site.store.last("nightly")
+        assert last is not None
+        assert last.is_partial is is_partial
+
+
 def test_record_is_what_the_answer_has_but_for_documents(site: Site) -> None:
     [made] = run(site).runs
     assert made.steps[0].document == GOOD["backup"]

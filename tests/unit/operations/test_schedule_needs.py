@@ -58,6 +58,13 @@ def test_times_and_delay() -> None:
     assert needs(one).random_delay_s == 600.0
 
 
+def test_mail_of_a_user_needs_a_sendmail_that_can_change_its_group() -> None:
+    of_user = ScheduleRequest(is_user=True)
+    assert needs(job(notify=("mail",)), of_user).sends_mail
+    assert not needs(job(notify=("ops",)), of_user).sends_mail
+    assert not needs(job(notify=("mail",))).sends_mail  # root can write to the queue
+
+
 def test_a_run_that_waits_for_its_window_is_called_when_that_opens() -> None:
     night = replace(job(window=Window(time(22), time(6))), calendar=Calendar((time(1),)))
     assert needs(night).on_calendar[-1] == "*-*-* 22:00:00"
