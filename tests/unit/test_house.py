@@ -118,7 +118,6 @@ NO_MODULE = {
     "test_bench.py": "the package tests.bench",
     "test_config_page.py": "the man page vbackup.toml(5) and the keys of the configuration",
     "test_packaging.py": "the packages' own files, in packaging",
-    "operations/test_run_year.py": "a year of runs",
     "overview/test_page_style.py": "the colours of the report's page",
     "cli/test_cli.py": "vbackup/cli/__init__.py, which is the room itself",
     "scripts/test_examples.py": "the scripts in hooks/examples and in vbackup-scripts(7)",
