@@ -103,7 +103,7 @@ def virtual_machines(daemon: Daemon, images: Path) -> Iterator[None]:
 
 @contextmanager
 def systemd_in_sight() -> Iterator[None]:
-    """A system that systemd manages: 'systemctl' itself finds that it is in another root directory, and does nothing."""
+    """A system that systemd manages; systemctl itself finds that it is in another root directory, and does nothing."""
     running = Path("/run/systemd/system")
     made = running if running.parent.exists() else running.parent
     running.mkdir(parents=True)
