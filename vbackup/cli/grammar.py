@@ -28,7 +28,7 @@ class Takes(Enum):
 #: What a word can be: values of ValueKind, FILES or DIRECTORIES, and words as they are, each after a "=".
 Values = tuple[str, ...]
 FILES, DIRECTORIES = ("files",), ("directories",)
-JOBS, TARGETS = (ValueKind.JOBS.value,), (ValueKind.TARGETS.value,)
+JOBS, TARGETS, NOTIFIERS = (ValueKind.JOBS.value,), (ValueKind.TARGETS.value,), (ValueKind.NOTIFIERS.value,)
 #: A directory, or a URL, which is read in the place of the repository: a target of copies.
 PLACE = ("place", ValueKind.TARGET_URLS.value)
 
@@ -98,7 +98,7 @@ _SPECIAL: Mapping[tuple[str, str], Values] = {
     ("copy", "--to"): (*DIRECTORIES, ValueKind.TARGET_URLS.value),
     ("restore", "--name"): _FREE,
     ("run", "--copy-to"): TARGETS,
-    ("run", "--notify"): (ValueKind.NOTIFIERS.value,),
+    ("run", "--notify"): NOTIFIERS,
     ("schema", "name"): tuple(f"={name}" for name in known_schemas()),
     ("session changes", "--kind"): ("=delta", "=allocated", "=between"),
     ("speed", "rate"): ("=unlimited",),
@@ -127,6 +127,8 @@ WORDS: Mapping[str, tuple[Values, ...]] = {
     "[DOMAIN] A [B]": (RECORDED_DOMAINS + BACKUPS, BACKUPS, BACKUPS),
     "[DOMAIN] ID TEXT": (RECORDED_DOMAINS + BACKUPS, BACKUPS),
     "[DOMAIN] ID...": (RECORDED_DOMAINS + BACKUPS, BACKUPS),
+    "[JOB ...]": (JOBS,),
+    "[NAME ...]": (NOTIFIERS,),
     "[WHERE:]PATTERN DOMAIN...": (_FREE, RECORDED_DOMAINS),
 }
 

@@ -1,12 +1,13 @@
 """Decide what a notifier is told after a run, and what it has been told afterwards. Does no I/O.
 
 Each thing is told once: a failure until other things fail or a run is good again, a domain that is overdue until it is
-not any more, what is unusual in the run in which it was seen. What could not be sent is told with the next run.
+not any more, what is unusual in the first run in which it was seen: a backup of the future is there for long. What
+could not be sent is told with the next run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -70,7 +71,9 @@ def decide(
     gone = {key for key in told.overdue if key not in known and key.startswith(covered)}
     overdue = tuple(one for key, one in late.items() if key not in told.overdue)
     recovered = tuple(sorted(name for key, name in on_time.items() if key in told.overdue))
-    unusual = (*told.unsent, *(() if run is None else unusual_of(run)))
+    seen = () if run is None else unusual_of(run)
+    known_as_unusual = () if run is None else told.unusual.get(run.job, ())
+    unusual = (*told.unsent, *(one for one in seen if one not in known_as_unusual))
 
     is_so = {
         When.FAILURE: is_failure_new,
@@ -82,7 +85,11 @@ def decide(
     asked = set(When) if When.ALWAYS in wanted else set(wanted)
     reasons = tuple(when for when, so in is_so.items() if so and when in asked)
     if_sent = replace(
-        told, failures=failures, overdue=frozenset((told.overdue - on_time.keys() - gone) | late.keys()), unsent=()
+        told,
+        failures=failures,
+        overdue=frozenset((told.overdue - on_time.keys() - gone) | late.keys()),
+        unusual=told.unusual if run is None else _with(told.unusual, run.job, seen),
+        unsent=(),
     )
     return Occasion(
         reasons=reasons,
@@ -104,7 +111,12 @@ def _unsent(told: Told, if_sent: Told, run: Run | None, before: Failure | None, 
         failure = if_sent.failures[run.job]
         is_told = before is not None and before.is_told and before.faults == failure.faults
         failures[run.job] = replace(failure, is_told=is_told)
-    return replace(told, failures=failures, unsent=unusual[-_MAX_UNSENT:])
+    return replace(told, failures=failures, unusual=if_sent.unusual, unsent=unusual[-_MAX_UNSENT:])
+
+
+def _with(before: Mapping[str, tuple[str, ...]], job: str, sentences: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+    others = {name: said for name, said in before.items() if name != job}
+    return {**others, job: sentences} if sentences else others
 
 
 def faults_of(run: Run) -> tuple[str, ...]:

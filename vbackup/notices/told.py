@@ -26,6 +26,7 @@ class Told:
 
     failures: Mapping[str, Failure] = field(default_factory=dict)  #: by job
     overdue: frozenset[str] = frozenset()  #: "job/repository/domain"
+    unusual: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  #: sentences on the newest run, by job
     unsent: tuple[str, ...] = ()  #: sentences on what was unusual, which could not be sent
     last: str | None = None  #: when the newest message was sent (ISO 8601)
     title: str | None = None  #: of that message
@@ -47,6 +48,7 @@ class Told:
                 for job, one in sorted(self.failures.items())
             },
             "overdue": sorted(self.overdue),
+            "unusual": {job: list(sentences) for job, sentences in sorted(self.unusual.items())},
             "unsent": list(self.unsent),
             "last": self.last,
             "title": self.title,
@@ -63,9 +65,11 @@ def read(document: Any) -> Told:
         for job, one in (failures.items() if isinstance(failures, dict) else ())
         if isinstance(one, dict)
     }
+    unusual = members.get("unusual")
     return Told(
         failures=found,
         overdue=frozenset(_texts(members.get("overdue"))),
+        unusual={job: _texts(one) for job, one in (unusual.items() if isinstance(unusual, dict) else ())},
         unsent=_texts(members.get("unsent")),
         last=_text(members.get("last")),
         title=_text(members.get("title")),

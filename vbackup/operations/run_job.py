@@ -38,6 +38,8 @@ Execute = Callable[[Argv, Labelling, Stop], Ended]
 #: The steps that remove backups.
 _REMOVING = frozenset((StepKind.PRUNE, StepKind.COPY_PRUNE))
 _FAILED = frozenset((Outcome.FAILED, Outcome.SOME_FAILED))
+#: Steps that say what became of the others.
+_TOLD = frozenset((StepKind.METRICS, StepKind.REPORT))
 
 
 def utc_now() -> datetime:
@@ -288,7 +290,8 @@ def _outcome(steps: Sequence[Step]) -> Outcome:
     failed = [step for step in steps if step.outcome in _FAILED]
     if not failed:
         return Outcome.DONE
-    begun = [step for step in steps if step.outcome is not Outcome.SKIPPED]
+    # That a report was written of it makes a night in which nothing was backed up no better.
+    begun = [step for step in steps if step.outcome is not Outcome.SKIPPED and step.kind not in _TOLD]
     return Outcome.FAILED if all(step.outcome is Outcome.FAILED for step in begun) else Outcome.SOME_FAILED
 
 

@@ -11,7 +11,10 @@ WORDS = {Health.OK: "OK", Health.WARNING: "Warning", Health.CRITICAL: "Critical"
 def sentence(overview: Overview) -> str:
     """Return how many domains are backed up as promised, and what is wrong in the fewest words."""
     domains = overview.domains
+    unreadable = sum(one.fault is not None for one in overview.repositories)
     if not domains:
+        if unreadable:
+            return f"Not known: {_counted(unreadable, 'repository', 'repositories')} cannot be read."
         return "No domain has been backed up yet." if not overview.jobs else "No job has backed up a domain yet."
     good = [one for one in domains if is_good(one)]
     all_good = f"All {len(domains)} domains are"
@@ -20,7 +23,6 @@ def sentence(overview: Overview) -> str:
     never = sum(one.last is None for one in domains)
     overdue = sum(one.is_overdue and one.last is not None for one in domains)
     damaged = sum(bool(one.damaged) for one in domains)
-    unreadable = sum(one.fault is not None for one in overview.repositories)
     missed = sum(one.is_missed for one in overview.jobs)
     parts += [f"{never} never backed up"] if never else []
     parts += [f"{overdue} overdue"] if overdue else []

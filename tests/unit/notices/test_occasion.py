@@ -188,6 +188,24 @@ def test_unusual_that_was_not_sent_is_told_with_the_next_run() -> None:
     assert one.reasons(run(number=2)) == []
 
 
+def test_what_stays_unusual_is_told_once_until_it_is_over() -> None:
+    one = Notifier()
+    future, jumped = "Backup B is of the future.", "The clock jumped."
+    nights = [(jumped, future), (future,), (future,), (), (future,)]
+    heard = [one.hears(run(number=night, unusual=seen)).unusual for night, seen in enumerate(nights)]
+    assert heard == [(jumped, future), (), (), (), (future,)]
+    assert one.hears(replace(run(number=9, unusual=(future,)), job="other")).unusual == (future,)
+    assert one.hears(run(number=10, unusual=(future,))).unusual == ()
+
+
+def test_unusual_that_stays_and_was_not_sent_is_told_once() -> None:
+    one = Notifier()
+    future = run(unusual=("Backup B is of the future.",))
+    assert one.reasons(future, is_sent=False) == ["unusual"]
+    assert one.hears(future).unusual == future.unusual
+    assert one.reasons(future) == []
+
+
 def test_unusual_change_has_the_name_of_its_domain() -> None:
     one = run()
     changed = replace(one.domains[0], unusual=("10 times as much changed.",))

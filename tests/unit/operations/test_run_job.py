@@ -260,6 +260,16 @@ def test_outcome_of_a_run(site: Site, outcomes_: list[Outcome], outcome: Outcome
     assert run_job.ended(replace(run, steps=()), NOW, site.stop).ended == NOW
 
 
+def test_report_on_a_run_that_failed_makes_it_no_better(site: Site) -> None:
+    steps = (
+        Step(StepKind.BACKUP, Outcome.FAILED, NOW, 1.0, 7),
+        Step(StepKind.METRICS, Outcome.DONE, NOW, 1.0, 0),
+        Step(StepKind.REPORT, Outcome.DONE, NOW, 1.0, 0),
+    )
+    run = Run("R", "nightly", "/r", "host", None, NOW, None, Outcome.RUNNING, 0, steps)
+    assert run_job.ended(run, NOW, site.stop).outcome is Outcome.FAILED
+
+
 def test_a_job_needs_no_step_but_the_backup(site: Site) -> None:
     run = do(site, job(options={}, copy_to=()))
     assert (site.steps.kinds, run.status) == (["backup"], 0)

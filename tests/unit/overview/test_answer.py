@@ -32,6 +32,10 @@ from vbackup.overview.state import Overview
             overviews.overview(jobs=(overviews.job(is_missed=True),)),
             "1 of 1 domain is backed up; 1 job missed a run.",
         ),
+        (
+            replace(overviews.overview(repositories=(overviews.unmounted(),)), domains=()),
+            "Not known: 1 repository cannot be read.",
+        ),
         (replace(overviews.overview(), domains=(), jobs=()), "No domain has been backed up yet."),
         (replace(overviews.overview(), domains=()), "No job has backed up a domain yet."),
     ],
