@@ -40,7 +40,7 @@ from vbackup.engine.fleecing_area import REMOTE_DIRECTORY, Area, LocalArea, Remo
 from vbackup.engine.session_plan import SessionPlan
 from vbackup.engine.session_server import Place
 from vbackup.engine.session_survey import SessionDomain, Wanted
-from vbackup.errors import BusyError, QmpError, UnsuitableError
+from vbackup.errors import BusyError, ForwardingError, QmpError, UnsuitableError
 from vbackup.files import storage_errors
 from vbackup.images import throwaway
 from vbackup.model import Level, Quiesce
@@ -381,6 +381,9 @@ def _serve(
         session_server.start(monitor, place, this.naming, undo=undo)
     elif host.is_local:
         session_server.share(Path(first.socket), place)
+    if place.socket is not None and not host.is_local and not sockets.is_served(place.socket):
+        # ssh finds out only with a client whether it may.
+        raise ForwardingError(host.link().host, "a client of its socket here gets no answer")
     this.stop.check()
     this.source.prepare_freeze(request.quiesce, limit_s=request.freeze_limit_s)  # resumed since
     actions = made.moment()
