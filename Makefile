@@ -32,6 +32,10 @@ MONITORS := build/monitors
 MONITORS_READY := $(MONITORS)/.ready
 ENGINE_TESTS := tests/end_to_end/test_bacula.py tests/end_to_end/test_engine_recipes.py
 
+# Wheels that the Debian package contains, since Debian has no package of them.
+VENDORED := build/vendored
+VENDORED_READY := $(VENDORED)/.ready
+
 # Where make install puts vbackup and everything it imports, separate from the system's Python packages.
 LIBRARY = $(PREFIX)/lib/vbackup
 COMMAND = $(PREFIX)/bin/vbackup
@@ -40,10 +44,19 @@ MAN_DIRECTORY = $(PREFIX)/share/man
 COMPLETIONS = bash-completion/completions/vbackup zsh/site-functions/_vbackup fish/vendor_completions.d/vbackup.fish
 # Examples of the user's scripts.
 EXAMPLES = $(PREFIX)/share/vbackup/examples
+# Cockpit looks for pages here, and in /usr/local/share/cockpit.
+COCKPIT = $(PREFIX)/share/cockpit
 # Extras of setup.cfg to install too: EXTRAS=blake3.
 EXTRAS =
+# Units of systemd, for the system and for users; install enables none.
+UNITS := $(patsubst hooks/systemd/%,system/%,$(wildcard hooks/systemd/*.*)) \
+    $(patsubst hooks/systemd/%,%,$(wildcard hooks/systemd/user/*.*))
+UNIT_DIRECTORY = $(PREFIX)/lib/systemd
 # What installs Debian packages; "true" where another way has installed them.
 INSTALL_PACKAGES = .ci/install-packages
+# What prints the requirements that come from PyPI, and what compiles the modules; packages set both to "true".
+MISSING = $(PYTHON) -I .ci/missing-requirements $(EXTRAS)
+COMPILE = $(PYTHON) -I -m compileall -q
 STAGE := build/install
 STAGE_READY := $(STAGE)/.ready
 STAGED_PAGES := $(patsubst build/man/%,$(STAGE)/man/%,$(MAN_PAGES))
@@ -59,19 +72,20 @@ unexport PYTHONHOME PYTHONPATH PYTHONUNBUFFERED
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo check check-all check-engines check-stacks bench soak lint man man-lint install uninstall clean packages FORCE
+.PHONY: help demo check check-all check-engines check-stacks bench soak lint man man-lint install install-cockpit uninstall \
+    deb deb-packages rpm wheel clean packages FORCE
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' Makefile
 	@echo 'Variables: PYTHON=$(PYTHON) PREFIX=$(PREFIX) DESTDIR=$(DESTDIR) EXTRAS=$(EXTRAS) STACKS=$(STACKS)'
 
 demo: $(VENV_READY) ## Back up and restore a small real virtual machine
 	$(BIN)/python -m tests.demo
 
-check: lint man-lint $(ENGINES_READY) $(MONITORS_READY) ## Lint, type-check, build the man pages and run all tests; .ci/run runs this
+check: lint man-lint $(ENGINES_READY) $(MONITORS_READY) $(VENDORED_READY) ## Lint, type-check, build the man pages and run all tests; .ci/run runs this
 	$(PYTEST) $(SUITES)
 
-check-all: lint man-lint $(ENGINES_READY) $(MONITORS_READY) ## The same with coverage of lines and branches
+check-all: lint man-lint $(ENGINES_READY) $(MONITORS_READY) $(VENDORED_READY) ## The same with coverage of lines and branches
 	$(PYTEST) --cov --cov-report=term $(SUITES)
 
 check-engines: $(VENV_READY) $(ENGINES_READY) ## As root: run Bacula's three daemons, restic and Amanda on vbackup's streams
@@ -121,13 +135,13 @@ $(STAGE_READY): FORCE
 	mkdir -p $(STAGE)/lib
 	cp -RL vbackup $(STAGE)/lib
 	find $(STAGE)/lib -name __pycache__ -type d -prune -exec rm -rf {} +
-	missing=$$($(PYTHON) -I .ci/missing-requirements $(EXTRAS)) && \
+	missing=$$($(MISSING)) && \
 	    { [ -z "$$missing" ] || { $(PYTHON) -m venv $(STAGE)/venv && \
 	    $(STAGE)/venv/bin/pip install --quiet --target $(STAGE)/lib $$missing; }; }
 	rm -rf $(STAGE)/lib/bin
-	$(PYTHON) -I -m compileall -q -s $(STAGE)/lib -p '$(LIBRARY)' $(STAGE)/lib
+	$(COMPILE) -s $(STAGE)/lib -p '$(LIBRARY)' $(STAGE)/lib
 	mkdir -p $(foreach script,$(COMPLETIONS),$(STAGE)/share/$(dir $(script)))
-	$(foreach script,$(COMPLETIONS),$(PYTHON) -I -c 'import sys; sys.path.insert(0, "$(STAGE)/lib"); \
+	$(foreach script,$(COMPLETIONS),$(PYTHON) -IB -c 'import sys; sys.path.insert(0, "$(STAGE)/lib"); \
 	    from vbackup.cli import command; command()' completion $(firstword $(subst -, ,$(subst /, ,$(script)))) \
 	    > $(STAGE)/share/$(script) &&) true
 	@touch $@
@@ -148,11 +162,31 @@ install: $(STAGE_READY) $(STAGED_PAGES) ## Install the command, its completion a
 	$(foreach script,$(COMPLETIONS),install -m 644 $(STAGE)/share/$(script) '$(DESTDIR)$(PREFIX)/share/$(script)' &&) true
 	install -m 755 hooks/examples/* '$(DESTDIR)$(EXAMPLES)'
 	for page in $(STAGED_PAGES); do install -m 644 $$page '$(DESTDIR)$(MAN_DIRECTORY)'/man$${page##*.}; done
+	for unit in $(UNITS); do to='$(DESTDIR)$(UNIT_DIRECTORY)'/$$unit && install -d -m 755 "$${to%/*}" && \
+	    install -m 644 hooks/systemd/$${unit#system/} "$$to" && \
+	    sed -i 's:/usr/bin/vbackup:$(COMMAND):' "$$to" || exit; done
 
-uninstall: ## Remove what install has installed
-	rm -rf '$(DESTDIR)$(LIBRARY)' '$(DESTDIR)$(EXAMPLES)'
-	rm -f $(foreach script,$(COMPLETIONS),'$(DESTDIR)$(PREFIX)/share/$(script)')
-	rm -f '$(DESTDIR)$(COMMAND)' $(foreach page,$(MAN_PAGES),'$(DESTDIR)$(MAN_DIRECTORY)/man$(call section,$(page))/$(notdir $(page))')
+# Cockpit's bridge sends a compressed file as it is.
+install-cockpit: ## Install the page for Cockpit below DESTDIR/PREFIX
+	install -d -m 755 '$(DESTDIR)$(COCKPIT)/vbackup'
+	install -m 644 $(addprefix integrations/cockpit/,manifest.json *.html *.js *.py style.css) '$(DESTDIR)$(COCKPIT)/vbackup'
+	gzip -9nc integrations/cockpit/patternfly.css > '$(DESTDIR)$(COCKPIT)/vbackup/patternfly.css.gz'
+	chmod 644 '$(DESTDIR)$(COCKPIT)/vbackup/patternfly.css.gz'
+
+uninstall: ## Remove what install and install-cockpit have installed
+	rm -rf '$(DESTDIR)$(LIBRARY)' '$(DESTDIR)$(EXAMPLES)' '$(DESTDIR)$(COCKPIT)/vbackup'
+	rm -f '$(DESTDIR)$(COMMAND)' $(foreach script,$(COMPLETIONS),'$(DESTDIR)$(PREFIX)/share/$(script)') \
+	    $(foreach page,$(MAN_PAGES),'$(DESTDIR)$(MAN_DIRECTORY)/man$(call section,$(page))/$(notdir $(page))') \
+	    $(foreach unit,$(UNITS),'$(DESTDIR)$(UNIT_DIRECTORY)/$(unit)')
+
+deb: | deb-packages $(VENDORED_READY) ## Build the Debian packages in build/deb
+	packaging/build-deb build/deb $(VENDORED)
+
+rpm: ## Build the RPM packages in build/rpm, with rpmbuild
+	packaging/build-rpm build/rpm
+
+wheel: $(VENV_READY) ## Build the wheel for pip and pipx in build/wheel
+	packaging/build-wheel build/wheel $(BIN)/python
 
 clean: ## Remove everything that make has created here, with the virtual environment
 	rm -rf $(VENV) build htmlcov .coverage *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache \
@@ -167,6 +201,18 @@ $(MONITORS_READY): .ci/monitor-packages .ci/unpack-packages
 	.ci/unpack-packages $(MONITORS) monitor-packages
 
 FORCE:
+
+deb-packages:
+	@.ci/install-packages deb-packages
+
+# Exactly the files whose digests are listed.
+$(VENDORED_READY): packaging/vendored.txt
+	rm -rf $(VENDORED)
+	$(PYTHON) -m venv $(VENDORED)/venv
+	$(VENDORED)/venv/bin/pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: \
+	    --require-hashes --requirement $< --dest $(VENDORED)
+	rm -rf $(VENDORED)/venv
+	@touch $@
 
 # Checking the system packages takes no time, and does not make other targets out of date.
 packages:

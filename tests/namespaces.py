@@ -104,7 +104,7 @@ _LOCALCA = "swtpm-localca"
 def hide_system() -> None:
     """Move this process to separate mounts and network, where libvirt has no state, control group or KVM."""
     _check(_libc.unshare(_CLONE_NEWNS | _CLONE_NEWNET))
-    _bring_up_loopback()
+    bring_up_loopback()
     _mount("none", "/", flags=_MS_REC | _MS_SLAVE)
     # Two domains of one name have the same control groups; where systemd runs, they are made over its bus, in /run.
     for line in reversed(Path("/proc/self/mounts").read_text().splitlines()):
@@ -195,7 +195,8 @@ def _mount(source: str, target: str | Path, kind: str = "", flags: int = 0, data
     _check(_libc.mount(os.fsencode(source), os.fsencode(target), kind.encode(), flags, data.encode()))
 
 
-def _bring_up_loopback() -> None:
+def bring_up_loopback() -> None:
+    """Let the network of this process have 127.0.0.1 and ::1."""
     with socket.socket() as any_socket:
         fcntl.ioctl(any_socket, _SIOCSIFFLAGS, struct.pack("16sh22x", b"lo", _IFF_UP))
 

@@ -80,6 +80,11 @@ class Weed:
                 return False
             return requests.send("PUT", "ready").is_done and requests.send("GET", "ready").is_done
 
+    @property
+    def directory(self) -> Path:
+        """Where all its data are."""
+        return self.log.parent
+
     @contextlib.contextmanager
     def requests(self, bucket: str) -> Iterator[S3Requests]:
         """Yield what sends requests to a bucket."""
@@ -102,15 +107,15 @@ class Weed:
 
 
 @contextlib.contextmanager
-def server() -> Iterator[Weed]:
-    """Start a server, and end it with all its data."""
+def server(place: Path | None = None) -> Iterator[Weed]:
+    """Start a server, and end it with all its data, which are below ``place``, by default that of temporary files."""
     with _ports(4) as ports:
-        yield from _served(ports)
+        yield from _served(ports, place)
 
 
-def _served(ports: list[int]) -> Iterator[Weed]:
+def _served(ports: list[int], place: Path | None) -> Iterator[Weed]:
     s3, filer, volume, master = ports
-    directory = Path(tempfile.mkdtemp(prefix="weed-"))
+    directory = Path(tempfile.mkdtemp(prefix="weed-", dir=place))
     users = {"name": "tests", "credentials": [{"accessKey": KEY, "secretKey": SECRET}], "actions": ["Admin"]}
     (directory / "users.json").write_text(json.dumps({"identities": [users]}))
     argv = [

@@ -156,6 +156,7 @@ class InstallationError(VbackupError):
 #: Where each module comes from on Debian, by its top-level name.
 _ON_DEBIAN = {
     "libvirt": "the package python3-libvirt",
+    "tomli": "the package python3-tomli",
     "libvirtmod": "the package python3-libvirt",
     "libvirt_qemu": "the package python3-libvirt",
     "libvirtmod_qemu": "the package python3-libvirt",

@@ -311,6 +311,37 @@ def _diff(results: Results) -> list[Part]:
     ]
 
 
+def _remote(results: Results) -> list[Part]:
+    cat_s = _wall_s(results, "remote", "ssh cat", series="full through SSH")
+    ratio = cat_s / _wall_s(results, "remote", "vbackup", series="full through SSH")
+    changed = "incremental, 100 MiB in 1600 extents"
+    far_s, near_s = (
+        _wall_s(results, "remote", name, series=changed) for name in ("vbackup", "vbackup of a domain on this host")
+    )
+    return [
+        Part(f"full at {ratio:.2f} x the speed of ssh cat", ratio >= 0.8),
+        Part(f"incremental {far_s:.2f} s, {far_s - near_s:+.2f} s over the local one", far_s - near_s <= 1),
+    ]
+
+
+def _copies(results: Results) -> list[Part]:
+    where = {"series": "2 GiB"}
+    ratio = _wall_s(results, "copies", "rclone copy", **where) / _wall_s(results, "copies", "vbackup", **where)
+    plain_s, sealed_s = (
+        median(_samples(results, "copies", name, **where), "program_cpu_s")
+        for name in ("vbackup", "vbackup --recipient")
+    )
+    reads = _figures(results, "copies").get("old images", {}).get("reads")
+    if reads is None:
+        raise MissingError("reads of old images")
+    return [
+        Part(f"{ratio:.2f} x the speed of rclone", ratio >= 0.9),
+        Part(f"with age {sealed_s / plain_s:.2f} x the processor time", sealed_s <= 1.3 * plain_s),
+        _seconds(_wall_s(results, "copies", "vbackup", series="one new point"), 2, "one new of 30"),
+        Part(f"{reads} reads of old images", reads == 0),
+    ]
+
+
 GOALS: tuple[tuple[str, str, Callable[[Results], list[Part]]], ...] = (
     (
         "full",
@@ -373,4 +404,17 @@ GOALS: tuple[tuple[str, str, Callable[[Results], list[Part]]], ...] = (
     ("start", "`vbackup --help` under 0.15 s, `vbackup list` under 0.25 s (0.5 s with 200), under 60 MiB", _start),
     ("list", "5,000 backups of 200 domains: lists under 1 s, 100 MiB", _list),
     ("diff", "Difference of two points of 1 TiB with 64 MiB of data: under 1 s, 150 MiB", _diff),
+    (
+        "remote",
+        "Full through SSH at 0.8 x the speed of `ssh HOST cat` at least; incremental at most 1 s over the local one",
+        _remote,
+    ),
+    (
+        "copies",
+        (
+            "Copy to S3 at 0.9 x the speed of `rclone copy` at least; with age at most 30 % more processor time; one"
+            " new point of 30 in under 2 s without a read of the others' images"
+        ),
+        _copies,
+    ),
 )

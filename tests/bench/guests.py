@@ -73,16 +73,17 @@ class Guest:
     disks: dict[str, Path]
     domain: libvirt.virDomain
     qmp: Qmp
+    run: Path = RUN  #: where RUN of the domain's host is for the bench
 
     @property
     def socket(self) -> Path:
         """Of its second monitor of the bench, for a separate writer."""
-        return RUN / f"bench-{self.name}-writer.qmp"
+        return self.run / f"bench-{self.name}-writer.qmp"
 
     @property
     def pid(self) -> int:
-        """Of its QEMU."""
-        return int((RUN / "qemu" / f"{self.name}.pid").read_text())
+        """Of its QEMU, as its host numbers it."""
+        return int((self.run / "qemu" / f"{self.name}.pid").read_text())
 
     def qdev(self, dev: str) -> str:
         """The device of the disk, as query-block names it."""
@@ -114,8 +115,10 @@ def scattered(*, count: int, size_bytes: int, seed: int) -> list[int]:
 
 
 @contextmanager
-def running(connection: libvirt.virConnect, name: str, disks: dict[str, Path], *, driver: str = "") -> Iterator[Guest]:
-    """The domain while the block runs. ``driver`` are attributes of the disks' <driver>."""
+def running(
+    connection: libvirt.virConnect, name: str, disks: dict[str, Path], *, driver: str = "", run: Path = RUN
+) -> Iterator[Guest]:
+    """The domain while the block runs. ``driver`` are attributes of the disks' <driver>; ``run`` as in Guest."""
     paths = [RUN / f"bench-{name}.qmp", RUN / f"bench-{name}-writer.qmp"]
     arguments = "".join(f"<qemu:arg value='-qmp'/><qemu:arg value='unix:{path},server=on,wait=off'/>" for path in paths)
     xml = domain_xml(
@@ -130,7 +133,7 @@ def running(connection: libvirt.virConnect, name: str, disks: dict[str, Path], *
     domain = connection.defineXML(xml)
     try:
         domain.create()
-        guest = Guest(name, disks, domain, Qmp(paths[0]))
+        guest = Guest(name, disks, domain, Qmp(run / paths[0].name), run)
         try:
             yield guest
         finally:

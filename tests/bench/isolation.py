@@ -29,6 +29,8 @@ INSIDE = "VBACKUP_BENCH_INSIDE"
 URI = "qemu:///system"
 #: Sockets and pid files of QEMU and of the bench; its real place may have too long a name for a socket.
 RUN = Path("/run/libvirt")
+#: A directory for servers with sockets of their own: below the bench's directory, by a short path.
+SHORT = Path("/var/tmp")
 #: virtnbdbackup has its scratch files in /var/tmp: they shall be on the same filesystem as everything else.
 _PLACES = ("/etc/libvirt", "/var/lib/libvirt", "/var/cache/libvirt", "/var/log/libvirt", "/run/libvirt", "/var/tmp")
 
@@ -88,6 +90,7 @@ def is_inside() -> bool:
 @contextmanager
 def libvirtd(directory: Path) -> Iterator[libvirt.virConnect]:
     """A libvirtd with all its files below ``directory``; the connection to it, with its events."""
+    namespaces.bring_up_loopback()
     _cover(directory)
     log = directory / "libvirtd.log"
     conf = directory / "libvirtd.conf"

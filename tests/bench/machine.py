@@ -51,7 +51,7 @@ def versions(connection: libvirt.virConnect) -> dict[str, str]:
         "QEMU": _number(connection.getVersion()),
         "libvirt": _number(connection.getLibVersion()),
     }
-    for package in ("virtnbdbackup", "libnbd-bin"):
+    for package in ("virtnbdbackup", "libnbd-bin", "rclone", "openssh-server"):
         argv = ["dpkg-query", "--show", "--showformat=${Version}", package]
         if (
             shutil.which("dpkg-query")

@@ -39,6 +39,7 @@ class Sample:
     peak_mib: float  #: resident memory of its largest process
     qemu_mib: float  #: what QEMU's resident memory grew by at most
     written_mib: float  #: of storage that its output takes
+    program_cpu_s: float  #: of its programs and their children alone, without QEMU, libvirtd and other servers
 
     def document(self) -> dict[str, float]:
         """For the JSON results."""
@@ -60,20 +61,21 @@ for line in sys.stdin:
     from_nothing = (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)
     pid = os.posix_spawnp(argv[0], argv, {**os.environ, **environment}, file_actions=[from_nothing, *to_log])
     _, status, usage = os.wait4(pid, 0)
-    print(json.dumps([os.waitstatus_to_exitcode(status), usage.ru_maxrss * 1024]), flush=True)
+    cpu_s = usage.ru_utime + usage.ru_stime
+    print(json.dumps([os.waitstatus_to_exitcode(status), usage.ru_maxrss * 1024, cpu_s]), flush=True)
 """
 
     def __init__(self) -> None:
         argv = [sys.executable, "-I", "-S", "-c", self._SOURCE]
         self._process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
-    def run(self, argv: Sequence[str], log: Path, environment: Mapping[str, str]) -> tuple[int, int]:
-        """The exit status of a program, and the resident memory of the largest of its processes, in bytes."""
+    def run(self, argv: Sequence[str], log: Path, environment: Mapping[str, str]) -> tuple[int, int, float]:
+        """The exit status of a program, the resident memory of its largest process in bytes, and their CPU seconds."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         print(json.dumps([argv, os.fspath(log), environment]), file=self._process.stdin, flush=True)
-        status, peak_bytes = json.loads(self._process.stdout.readline())
-        return status, peak_bytes
+        status, peak_bytes, cpu_s = json.loads(self._process.stdout.readline())
+        return status, peak_bytes, cpu_s
 
 
 _starter = functools.cache(_Starter)
@@ -85,12 +87,14 @@ class Meter:
     def __init__(self, log: Path) -> None:
         self._log = log
         self.peak_bytes = 0
+        self.cpu_s = 0.0
 
     def run(self, *argv: str | Path, environment: Mapping[str, str] | None = None) -> None:
         """Run a program to its end. Raises FailedError."""
         start = self._log.stat().st_size if self._log.exists() else 0
         words = [os.fspath(word) for word in argv]
-        status, peak_bytes = _starter().run(words, self._log, environment or {})
+        status, peak_bytes, cpu_s = _starter().run(words, self._log, environment or {})
+        self.cpu_s += cpu_s
         # The largest of it and its children, not their sum: shared memory would be counted twice.
         self.peak_bytes = max(self.peak_bytes, peak_bytes)
         if status:
@@ -118,6 +122,7 @@ def measure(action: Callable[[Meter], object], *, output: Path, pids: Sequence[i
         peak_mib=meter.peak_bytes / MIB,
         qemu_mib=max(0, sum(_peak_bytes(pid) for pid in pids) - before_bytes) / MIB,
         written_mib=(used_bytes(output) - already_bytes) / MIB,
+        program_cpu_s=meter.cpu_s,
     )
 
 

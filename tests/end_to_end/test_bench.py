@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import hosts, weed
 from tests.bench import isolation, report
 from tests.bench.works import WORKS
 
@@ -44,6 +45,13 @@ def test_smoke_run_writes_results_and_leaves_nothing(tmp_path: Path) -> None:
     for contender in ("cp", "qemu-img convert -W -m 8", "vbackup"):
         assert contents["full", contender] == "identical"
     assert contents["incremental", "vbackup"] == "identical"
+    if hosts.reason_not_to_start() is None:
+        for contender in ("ssh cat", "vbackup"):
+            assert contents["full through SSH", contender] == "identical"
+    if weed.reason_not_to_start() is None:
+        for contender in ("vbackup", "vbackup --recipient"):
+            assert contents["2 GiB", contender] == "identical"
+        assert documents["copies"]["figures"]["old images"] == {"opened": 0, "reads": 0}
     assert documents["full"]["figures"]["phases"]["QEMU copies"] > 0
     page = (tmp_path / "results" / "RESULTS.md").read_text()
     rows = [line for line in page.splitlines() if line.startswith("|")]

@@ -28,6 +28,7 @@ from tests.fake_store import FakeStore
 from tests.trees import BLOCK, State, Tree, random_changes
 from tests.unit.builders import NOON, Recorder
 from vbackup.copies import outgoing, view
+from vbackup.copies.ledger import of_targets
 from vbackup.copies.target import MANIFEST, UPLOAD
 from vbackup.copies.view import View
 from vbackup.errors import BusyError, ChainError, InterruptedBySignalError, NeededError, StorageError, VbackupError
@@ -38,7 +39,7 @@ from vbackup.operations.copy_verify import CopyVerifyRequest
 from vbackup.operations.fetch import FetchRequest
 from vbackup.repository import image_check
 from vbackup.repository.choice import Wanted
-from vbackup.repository.repository import Repository
+from vbackup.repository.repository import COPIES, Repository
 from vbackup.repository.retention import Rules
 from vbackup.stop import Stop
 from vbackup.stores.directory import DirectoryStore
@@ -126,6 +127,15 @@ def test_points_go_as_they_are_and_come_back(tmp_path: Path, kind: str) -> None:
     assert leftovers(store) == []
     for backup_id in tree.ids():
         assert b"".join(store.get(f"{tree.uuid}/{backup_id}/vda.qcow2")) == tree.image(backup_id).read_bytes()
+
+
+def test_status_knows_what_was_copied_without_asking_the_target(tmp_path: Path) -> None:
+    tree, store = chain(tmp_path / "repo"), FakeStore()
+    copied(tree, store)
+    store.calls.clear()
+    found = of_targets(tree.repository.path / COPIES, {"offsite": store.name, "other": "s3://other"})
+    assert {name: ledger.ids(tree.uuid) for name, ledger in found.items()} == {"offsite": frozenset(tree.ids())}
+    assert store.calls == []
 
 
 def test_what_is_there_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -333,6 +343,31 @@ def test_verify_finds_damage_and_what_depends_on_it(tmp_path: Path) -> None:
         assert copy_verify.run(CopyVerifyRequest(tree.uuid, ids[0]), opened).damage == {}
         with pytest.raises(ChainError, match="No backup"):
             copy_verify.run(CopyVerifyRequest(tree.uuid, "20200101T000000Z-full"), opened)
+
+
+def test_verify_of_a_sample_reads_other_objects_each_time(tmp_path: Path) -> None:
+    tree, store = chain(tmp_path / "repo", 3), FakeStore()
+    copied(tree, store)
+    key = f"{tree.uuid}/{tree.ids()[0]}/vda.qcow2"
+    with viewed(store, tmp_path) as opened:
+        whole = copy_verify.run(CopyVerifyRequest(tree.uuid), opened)
+        assert copy_verify.run(CopyVerifyRequest(tree.uuid, sample_percent=100), opened) == whole
+        seen = set()
+        for _ in range(250):
+            store.calls.clear()
+            found = copy_verify.run(CopyVerifyRequest(tree.uuid, sample_percent=10), opened)
+            read = {name for what, name in store.calls if what == "get"}
+            assert found.objects == len(read) < whole.objects
+            assert found.read_bytes >= whole.read_bytes * 0.1
+            assert set(found.points) == {name.split("/")[1] for name in read}
+            seen |= read
+        assert len(seen) == whole.objects
+        assert copy_verify.run(CopyVerifyRequest(tree.uuid, sample_percent=0.000001), opened).objects == 1
+        data, modified = store.objects[key]
+        store.objects[key] = (data[:-1] + b"\x01", modified)
+        runs = [copy_verify.run(CopyVerifyRequest(tree.uuid, sample_percent=30), opened) for _ in range(60)]
+        assert any(one.damage for one in runs)
+        assert all(one.damage.keys() <= set(tree.ids()) for one in runs)
 
 
 def test_restore_fetches_the_chain_of_the_disk_and_nothing_else(tmp_path: Path) -> None:

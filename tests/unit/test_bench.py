@@ -92,6 +92,30 @@ def test_guests_worst_write_counts_and_not_the_median() -> None:
     assert moments(50.0) is False
 
 
+@pytest.mark.parametrize(("far_s", "met"), [(1.75, True), (1.77, False)])
+def test_remote_increment_is_compared_with_the_local_one(far_s: float, met: bool) -> None:
+    changed = "incremental, 100 MiB in 1600 extents"
+    cases = [case("full through SSH", "ssh cat", 8.0), case("full through SSH", "vbackup", 10.0)]
+    local = case(changed, "vbackup of a domain on this host", 0.76)
+    found = verdicts({"remote": result(*cases, case(changed, "vbackup", far_s), local)})
+    [verdict] = [one for one in found if one.work == "remote"]
+    assert verdict.met is met
+    assert verdict.measured.startswith("full at 0.80 x the speed of ssh cat; incremental ")
+
+
+@pytest.mark.parametrize(("sealed_s", "reads", "met"), [(1.3, 0, True), (1.4, 0, False), (1.3, 1, False)])
+def test_processor_time_of_age_is_the_programs_own(sealed_s: float, reads: int, met: bool) -> None:
+    cases = [
+        case("2 GiB", "rclone copy", 9.0),
+        case("2 GiB", "vbackup", 10.0, cpu_s=30.0, program_cpu_s=1.0),
+        case("2 GiB", "vbackup --recipient", 20.0, cpu_s=60.0, program_cpu_s=sealed_s),
+        case("one new point", "vbackup", 1.9, x=30),
+    ]
+    found = verdicts({"copies": result(*cases, **{"old images": {"opened": 0, "reads": reads}})})
+    [verdict] = [one for one in found if one.work == "copies"]
+    assert verdict.met is met
+
+
 def test_readme_gets_the_figures_that_were_measured_between_its_marks(tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
     readme.write_text(f"# Name\n\n{report.BEGIN}\nold\n{report.END}\n\nmore\n")

@@ -32,7 +32,6 @@ ELSEWHERE = {
     "images.opened_point": "contract/test_opened_point.py",  # needs the program
     "images.target_server": "end_to_end/test_remote.py",  # needs a QEMU that writes to it
     "operations.remote_side": "end_to_end/test_remote.py",  # needs a hypervisor, as the next one
-    "domain.linked": "end_to_end/test_remote.py",
     "operations.repair_work": "unit/operations/test_repair.py",  # steps that make sense one after the other
     "operations.repair_merges": "unit/operations/test_repair.py",
     "operations.repair_files": "unit/operations/test_repair.py",
@@ -116,6 +115,8 @@ NO_MODULE = {
     "test_start.py": "what every command imports",
     "test_hostile.py": "all commands that read a repository",
     "test_bench.py": "the package tests.bench",
+    "test_config_page.py": "the man page vbackup.toml(5) and the keys of the configuration",
+    "test_packaging.py": "the packages' own files, in packaging",
     "cli/test_cli.py": "vbackup/cli/__init__.py, which is the room itself",
     "scripts/test_examples.py": "the scripts in hooks/examples and in vbackup-scripts(7)",
     "hooks/test_script.py": "the script hooks/qemu, which imports nothing from vbackup",

@@ -162,7 +162,7 @@ def test_every_call_of_the_library_has_its_command() -> None:
     assert set(told) == public_calls()
     assert len(told) == len(set(told))
     commands = {word.split()[0] for row in rows for word in strong(row)} & COMMANDS.keys()
-    in_text = {"init", "hooks", "schema", "status", "metrics", "completion"}
+    in_text = {"init", "hooks", "schema", "status", "metrics", "completion", "config"}
     assert commands == COMMANDS.keys() - in_text
 
 
@@ -205,6 +205,7 @@ def test_members_of_a_manifest_are_those_of_the_code() -> None:
         chain=ChainState(()),
         change=ChangeRecord(0, 0, 0, 0),
         checkpoint="20261123T101500Z-full",
+        full="20261123T101500Z-full",
     )
     backup = Backup(
         id="20261123T101500Z-full",

@@ -16,8 +16,8 @@ thread. ``documents`` turns answers into the members of the JSON documents that 
     upkeep       verify, prune, check ... contents     mount, serve, files of guests   attached bitmaps, transactions
     sessions     serve a moment to a program    streams   backups as streams             copies   backups elsewhere
     documents    answers as JSON                fleet     Fleet, connect_all: several hosts
-    monitoring   is everything backed up?
     daily        jobs of the configuration    configuration   check, show and keep it
+    monitoring   is everything backed up?       notices   who is told           schedules   when jobs run
 
 What ``__all__`` names here, and its public members, stays as it is within a major version; what it is imported from
 may move.
@@ -54,7 +54,9 @@ if TYPE_CHECKING:
         write_metrics,
         write_report,
     )
+    from vbackup.api.notices import notifiers, send_test_notices, tell_overdue
     from vbackup.api.records import BackupRecord, DomainRecord
+    from vbackup.api.schedules import install_schedule, remove_schedule, show_schedule
     from vbackup.api.streams import open_stage
     from vbackup.api.upkeep import Repaired
     from vbackup.config.model import Config
@@ -99,6 +101,8 @@ if TYPE_CHECKING:
         Quiesce,
         Transport,
     )
+    from vbackup.notices.delivery import Kind as NotifierKind
+    from vbackup.notices.listing import NotifierState
     from vbackup.operations.adopt import Adopted
     from vbackup.operations.audit import Audit, AuditRequest, DiskAudit
     from vbackup.operations.backup import BackupRequest
@@ -153,6 +157,8 @@ if TYPE_CHECKING:
     from vbackup.operations.restored_machine import tpm_commands
     from vbackup.operations.run import NotRun, Ran, RunRequest
     from vbackup.operations.run_plan import PlannedRun, PlannedStep
+    from vbackup.operations.schedule import Schedule, ScheduledFile, ScheduledJob
+    from vbackup.operations.schedule_needs import ScheduleRequest
     from vbackup.operations.search import Found as FoundFile
     from vbackup.operations.search import Searched, SearchRequest
     from vbackup.operations.serve import Served, ServeRequest
@@ -219,6 +225,8 @@ if TYPE_CHECKING:
     from vbackup.runs.record import Outcome as RunOutcome
     from vbackup.runs.record import Run, StepKind
     from vbackup.runs.record import Step as RunStep
+    from vbackup.schedule.places import State as ScheduleState
+    from vbackup.schedule.places import Way as ScheduleWay
     from vbackup.schemas import find as find_schema
     from vbackup.schemas import known as known_schemas
     from vbackup.schemas import load as load_schema
@@ -373,6 +381,8 @@ __all__ = [
     "NewStandbyImage",
     "NotRun",
     "NoteRequest",
+    "NotifierKind",
+    "NotifierState",
     "OpenedCopies",
     "Overview",
     "Phase",
@@ -411,6 +421,12 @@ __all__ = [
     "RunOutcome",
     "RunRequest",
     "RunStep",
+    "Schedule",
+    "ScheduleRequest",
+    "ScheduleState",
+    "ScheduleWay",
+    "ScheduledFile",
+    "ScheduledJob",
     "Script",
     "ScriptOutcome",
     "ScriptPhase",
@@ -480,6 +496,7 @@ __all__ = [
     "find_schema",
     "host_labels",
     "hosts_of",
+    "install_schedule",
     "is_encrypted",
     "is_stream_job",
     "keep_config",
@@ -491,6 +508,7 @@ __all__ = [
     "nagios_line",
     "nagios_unknown",
     "note_fault",
+    "notifiers",
     "open_copies",
     "open_stage",
     "parse_address",
@@ -501,15 +519,19 @@ __all__ = [
     "read_identities",
     "read_recipients",
     "reload_daemons",
+    "remove_schedule",
     "report_html",
     "report_text",
     "rewrap_copies",
     "run_jobs",
     "runs_of",
     "schema_title",
+    "send_test_notices",
     "serve_metrics",
+    "show_schedule",
     "split_session_address",
     "status",
+    "tell_overdue",
     "this_host",
     "total_room",
     "tpm_commands",
@@ -664,6 +686,13 @@ _PLACES = {
     "vbackup.api.daily": "plan_runs read_config run_jobs runs_of",
     "vbackup.api.configuration": "check_config config_schema config_text effective_config keep_config kept_config "
     "propose_config write_config",
+    "vbackup.api.notices": "notifiers send_test_notices tell_overdue",
+    "vbackup.api.schedules": "install_schedule remove_schedule show_schedule",
+    "vbackup.notices.delivery": "Kind:NotifierKind",
+    "vbackup.notices.listing": "NotifierState",
+    "vbackup.operations.schedule": "Schedule ScheduledFile ScheduledJob",
+    "vbackup.operations.schedule_needs": "ScheduleRequest",
+    "vbackup.schedule.places": "State:ScheduleState Way:ScheduleWay",
     "vbackup.config.model": "Job:ConfiguredJob Config Place:ConfigPlace",
     "vbackup.config.showing": "Shown:ShownKey",
     "vbackup.operations.config_check": "CheckedConfig CheckedDomain CheckedJob",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from vbackup.api.connected import Connected, listed
 from vbackup.errors import StorageError, UsageError
+from vbackup.model import Transport
 
 if TYPE_CHECKING:
     from vbackup.domain.selection import Chosen, Selection
@@ -87,6 +88,7 @@ class Backups(Connected):
 
         asked, throttle = _backup_request(request), None
         own = self._domain_scripts(scripts, work="backup", domain=asked.domain, reporter=reporter, stop=stop)
+        self._expect(asked)
         with own.attended(), self._host() as host, ExitStack() as stack:
             if total_speed_bytes_s is not None:
                 from vbackup.engine import total_rate
@@ -103,15 +105,23 @@ class Backups(Connected):
                 scripts=own,
             )
 
-    def is_one(self, word: str) -> bool:
+    def is_one(self, word: str, request: BackupRequest | None = None) -> bool:
         """Return True if the word can only mean one domain of the host: no pattern, or a domain's exact name.
 
+        ``request``: the options of the backup that follows; what it needs to reach the host is then made meanwhile.
         Raises HostUnreachableError, MonitorError.
         """
         from vbackup.domain import selection
 
+        if request is not None:
+            self._expect(request)
         with self._host() as host:
             return selection.is_one(word, host)
+
+    def _expect(self, request: BackupRequest) -> None:
+        """Let the first connection be made together with the link by which the data of a backup can come here."""
+        if request.transport is not Transport.PATH:
+            self._hosts.expect_link()
 
     def select(self, words: Sequence[str], exclude: Sequence[str] = ()) -> Selection:
         """Return the domains of the host that words name: names, UUIDs and patterns such as "web*".

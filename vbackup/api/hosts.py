@@ -28,6 +28,7 @@ class Hosts:
         self._idle: list[Host] = []
         self._embedded: Host | None = None
         self._linked: Linked | None = None
+        self._expects_link = False
         self._is_closed = False
 
     @contextmanager
@@ -38,6 +39,10 @@ class Hosts:
             yield host
         finally:
             self._give_back(host)
+
+    def expect_link(self) -> None:
+        """Have the first connection made together with the link to its host, if there can be one (Linked.begin)."""
+        self._expects_link = True
 
     def close(self) -> None:
         """Close the connections; those in use are closed when their threads give them back. Twice is fine."""
@@ -71,6 +76,8 @@ class Hosts:
                 return self._embedded
             if self._linked is None:
                 self._linked = linked.Linked()
+                if self._expects_link and self._uri is not None:
+                    self._linked.begin(self._uri)
             host = hosts.Host(self._uri, linked=self._linked)
             if host.is_embedded:
                 self._embedded = host

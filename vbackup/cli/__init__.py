@@ -97,5 +97,5 @@ def _fail(err: VbackupError, *, as_json: bool, is_plugin: bool, command: str = "
     hint = f" See '{err.help_of or command} --help'." if isinstance(err, UsageError) else ""
     if as_json:
         print(json.dumps(error_document(err), default=str))
-    print(f"{journal.prefix(journal.ERROR)}vbackup: {plain(str(err))}{hint}", file=sys.stderr)
+    journal.failed(f"{plain(str(err))}{hint}", code=err.code, status=str(int(err.status)))
     return int(err.status)

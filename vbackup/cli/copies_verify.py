@@ -17,7 +17,7 @@ from vbackup.errors import Status, UsageError
 def run(options: argparse.Namespace, context: Context) -> int:
     """Verify the domains, one after the other; the exit status is 6 if anything is damaged."""
     started = time.monotonic()
-    copies.refuse(options, "sample", "force", "boot", "fsck", "disk")
+    copies.refuse(options, "force", "boot", "fsck", "disk")
     words = domain_words_of(options)
     if not options.all and not words:
         raise UsageError("Give a domain, or --all.")
@@ -50,6 +50,7 @@ def _request(uuid: str, options: argparse.Namespace) -> CopyVerifyRequest:
         options.backup,
         parallel=PARALLEL_OBJECTS if options.parallel is None else options.parallel,
         bytes_s=options.speed,
+        sample_percent=options.sample,
     )
 
 

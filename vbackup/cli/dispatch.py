@@ -35,13 +35,17 @@ _ONLY_PRINT = frozenset(
         *("list", "show", "verify", "diff", "usage", "ls", "cat", "search", "bitmap list", "hooks status", "schema"),
         *("completion", "session list", "session status", "session changes", "tracker list", "checkpoint list"),
         *("stream backup", "engine read", "engine config"),
+        *("schedule list", "notify list"),
         *("config check", "config show", "config schema", "config init", "config recover"),
     )
 )
 
 
 #: Where the options of a command with commands have the inner one.
-_INNER = ("config_command", "bitmap_command", "stream_command", "engine_command", "action")
+_INNER = (
+    *("config_command", "schedule_command", "notify_command", "bitmap_command", "stream_command", "engine_command"),
+    "action",
+)
 
 
 def run(arguments: Sequence[str], result: Result | None = None) -> int:

@@ -51,7 +51,8 @@ class Warnings:
 
     def warning(self, message: str) -> None:
         """Print a line."""
-        _print_line(f"vbackup: warning: {plain(message)}")
+        if not journal.log(journal.WARNING, plain(message)):
+            _print_line(f"vbackup: warning: {plain(message)}")
 
     def progress(self, dev: str, phase: Phase, done_bytes: int, total_bytes: int) -> None:
         """Ignore the progress."""
@@ -100,12 +101,23 @@ class Lines(Warnings):
 
 
 class Journal(Lines):
-    """Prints lines for systemd's journal, which has the time itself, with their priorities."""
+    """Sends messages to systemd's journal, which has the time itself, with their priorities and what they are of."""
+
+    def __init__(self, domain: str | None = None) -> None:
+        super().__init__(domain)
+        self._job: str | None = None
+
+    def labelled(self, domain: str) -> Reporter:
+        """Return a reporter whose messages have the domain as a field, and the job of this one."""
+        made = Journal(domain)
+        made._job = self._job
+        return made
 
     def _log(self, message: str, kind: str = "") -> None:
-        priority = journal.WARNING if kind else journal.INFO
+        self._job = journal.job_in(message) or self._job  # a run does one after the other
         domain = f"{self._domain}: " if self._domain is not None else ""
-        _print_line(f"<{priority}>{plain(domain + message)}")
+        priority = journal.WARNING if kind else journal.INFO
+        journal.log(priority, plain(domain + message), domain=self._domain, job=self._job)
 
 
 class JsonLines:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from urllib.parse import urlsplit
 
 from vbackup.config import values
 from vbackup.model import Compression, Level, Quiesce, Transport
@@ -57,6 +58,22 @@ class Key:
     choices: tuple[str, ...] = ()
     default: str | None = None  #: what holds without it, as vbackup.toml(5) and ``config show`` have it
     is_required: bool = False
+
+
+#: The schemes of targets; those of buckets have no user.
+CLOUDS = ("s3", "az", "gs")
+SCHEMES = ("file", "ssh", *CLOUDS)
+
+
+def _target(text: str) -> str:
+    if "://" not in text and text.startswith("/"):
+        return text
+    parts = urlsplit(text)
+    if parts.scheme not in SCHEMES or "://" not in text:
+        raise ValueError("it should be an absolute path, or an address such as ssh://HOST/DIR or s3://BUCKET/PREFIX")
+    if parts.password is not None or (parts.scheme in CLOUDS and "@" in parts.netloc):  # nothing of it is shown
+        raise ValueError("it has a secret in it, and the configuration has none: see target-config")
+    return text
 
 
 def _words(enum: type[Enum]) -> tuple[str, ...]:
@@ -327,6 +344,7 @@ COPY = (
 COPY_PRUNE = (*_RULES, _IDENTITY, _TARGET_CONFIG, _CACHE, _WAIT_LOCK)
 
 COPY_VERIFY = (
+    Key("sample", Kind.PERCENT, "read random objects until this part of all bytes is read", values.percent),
     _VERIFY_PARALLEL,
     _VERIFY_SPEED,
     _IDENTITY,
@@ -354,7 +372,7 @@ NEEDS: tuple[tuple[str, str, str, str | None], ...] = (
 
 REPOSITORY = (Key("path", Kind.PATH, "directory of the repository", is_required=True),)
 
-TARGET = (Key("url", Kind.TEXT, "the target of copies: a directory or a URL", is_required=True),)
+TARGET = (Key("url", Kind.TEXT, "the target of copies: a directory or a URL", _target, is_required=True),)
 
 JOB = (
     Key("repository", Kind.TEXT, "name of the repository", default="the only one"),

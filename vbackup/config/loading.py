@@ -241,18 +241,12 @@ class _Reader:
                 )
 
     def _target(self, name: str, table: _Table) -> TargetEntry | None:
-        url = table.values.get("url", "")
         if not self._required(table, "url"):
-            return None
-        if "://" not in url and not url.startswith("/"):
-            self._fault(
-                (*table.path, "url"), f"'url' should be an absolute path, or a URL such as s3://BUCKET: {url!r}."
-            )
             return None
         _open_alike(table)
         if "prune" in table.below:
             self._refuse_no_rule(table.below["prune"])
-        return TargetEntry(name, url, table.options(), table.place)
+        return TargetEntry(name, table.values["url"], table.options(), table.place)
 
     def _notifier(self, name: str, table: _Table) -> Notifier | None:
         ways = [way for way in keys.WAYS if table.values.get(way)]
@@ -352,6 +346,11 @@ class _Reader:
                 elif not self._has_fault(table, "at"):
                     self._fault_at(table, name, f"{name!r} of [{dotted(table.path)}] needs 'at', the time of day.")
             return None, window
+        if window is not None and at == times.HOURLY:
+            at = tuple(time for time in at if times.contains(window, time))
+            if not at:
+                self._fault_at(table, "window", f"No full hour lies in the window of [{dotted(table.path)}].")
+                return None, window
         outside = [] if window is None else [time for time in at if not times.contains(window, time)]
         if window is not None and outside:
             self._fault_at(

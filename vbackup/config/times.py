@@ -14,6 +14,9 @@ from vbackup.config.keys import Kind
 #: What the kinds of keys about times become.
 Times = Union[tuple[time, ...], frozenset[int], Window]
 
+#: What "hourly" means.
+HOURLY = tuple(time(hour) for hour in range(24))
+
 _TIME = re.compile(r"([01][0-9]|2[0-3]):([0-5][0-9])", re.ASCII)
 _DAY_NAMES = tuple(day.lower() for day in DAYS)
 
@@ -21,7 +24,7 @@ _DAY_NAMES = tuple(day.lower() for day in DAYS)
 def day_times(value: Any) -> tuple[time, ...]:
     """Return times of day, ascending, of "hourly", "01:00" or ["01:00", "13:00"]. Raises ValueError."""
     if value == "hourly":
-        return tuple(time(hour) for hour in range(24))
+        return HOURLY
     texts = value if isinstance(value, list) else [value]
     if not texts:
         raise ValueError("it is empty")

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import time
 from typing import Any, Union
 
 from vbackup.config.calendar import DAYS, Calendar, Window
-from vbackup.config.keys import JOB_COMMANDS, NUMBERS, TARGET_COMMANDS, Key
+from vbackup.config.keys import BELOW, JOB_COMMANDS, NUMBERS, TARGET_COMMANDS, Key
 from vbackup.config.model import Config, Job, Notifier, OptionValue, Secret, TargetEntry
+from vbackup.config.times import HOURLY
 
 #: What a table has, as TOML writes it: tables, and what is in them.
 Value = Union[bool, int, str, list[str], dict[str, str], dict[str, list[str]]]
@@ -71,9 +71,7 @@ def _escaped(char: str) -> str:
 
 def _blocks(path: tuple[str, ...], table: Table) -> Iterator[str]:
     """Yield a table, and the tables of commands below it."""
-    below = {
-        name for name, one in table.items() if isinstance(one, dict) and name not in ("ping", "webhook", "apprise")
-    }
+    below = table.keys() & BELOW.get(path[0], {}).keys()
     yield _block(path, {name: one for name, one in table.items() if name not in below})
     for name in sorted(below):
         yield _block((*path, name), table[name])
@@ -129,7 +127,7 @@ def _calendar(calendar: Calendar | None) -> Table:
     if calendar is None:
         return {}
     days = [] if calendar.days == _EVERY_DAY else [DAYS[day].lower() for day in sorted(calendar.days)]
-    if calendar.times == tuple(time(hour) for hour in range(24)):
+    if calendar.times == HOURLY:
         return {"at": "hourly", **_set(on=days)}
     return {"at": [f"{one:%H:%M}" for one in calendar.times], **_set(on=days)}
 

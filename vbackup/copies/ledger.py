@@ -129,7 +129,7 @@ def of_targets(directory: Path, urls: Mapping[str, str]) -> dict[str, Ledger]:
     ledgers = {}
     for name, url in urls.items():
         place = _place_of(url)
-        path = by_place.get(place) or by_id.get(_text_in(Path(place) / MARKER, "id") or "")
+        path = by_place.get(url) or by_place.get(place) or by_id.get(_text_in(Path(place) / MARKER, "id") or "")
         if path is not None:
             ledgers[name] = Ledger(path)
     return ledgers

@@ -22,7 +22,7 @@ from vbackup.copies.place import TargetPlace
 from vbackup.domain import hosts_file, selection
 from vbackup.domain.host import Host
 from vbackup.domain.selection import Selection
-from vbackup.errors import ConfigError, UsageError, VbackupError
+from vbackup.errors import ConfigError, MissingPackageError, UsageError, VbackupError
 from vbackup.repository.repository import Repository
 from vbackup.scripts import finding
 from vbackup.stop import Stop
@@ -215,9 +215,13 @@ class _Checking:
             # A program that prints an identity may ask for a passphrase; copying does without.
             key_files.identities([word for word in _several(copy.get("identity")) if not word.startswith(COMMAND)]),
         )
+        if (keys.recipients or keys.identities) and not _is_installed("cryptography"):
+            raise MissingPackageError(
+                "cryptography", "The copy is encrypted", debian="python3-cryptography", purpose="seal or open it"
+            )
         config = copy.get("target-config")
-        path = Path(entry.url)
-        if "://" not in entry.url and not path.exists():
+        path = Path(entry.url.removeprefix("file://"))
+        if entry.url.startswith(("/", "file://")) and not path.exists():
             self._warn(
                 self._place("target", name, "url"),
                 f"Target {name!r}: there is no directory {path}; the first copy makes it. Is the disk mounted?",
@@ -358,7 +362,7 @@ class _Checking:
             secret: Secret | None = getattr(notifier, way)
             if secret is not None:
                 self._check_secret(notifier, way, secret)
-        if notifier.apprise is not None and importlib.util.find_spec("apprise") is None:
+        if notifier.apprise is not None and not _is_installed("apprise"):
             self._fault(
                 self._place("notify", notifier.name, "apprise"),
                 "'apprise' needs the Python package apprise, which is not installed: on Debian, apprise.",
@@ -400,6 +404,13 @@ class _Checking:
         ):
             if path is not None and not path.parent.is_dir():
                 self._fault(self._place(*key), f"There is no directory {path.parent} for {path.name}.")
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ImportError:
+        return False
 
 
 def _selected(job: Job, host: Host) -> Selection:

@@ -6,6 +6,7 @@ they were sent can be restored as it was, and nothing of it has to be understood
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ class CopyVerifyRequest:
     backup_id: str | None = None  #: only this point
     parallel: int = PARALLEL_OBJECTS  #: objects that are read at a time
     bytes_s: int | None = None  #: limit of all together
+    sample_percent: float | None = None  #: read random objects until this part of the bytes is read; None: all
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,8 @@ def run(request: CopyVerifyRequest, view: View) -> CopiesVerified:
         for one in asked
         for name, record in there.points[one].objects.items()
     ]
+    wanted = _sampled(wanted, request.sample_percent)
+    read = {one for one, _ in wanted}
     means = view.means(bytes_s=request.bytes_s, parallel=request.parallel)
     work = Work(means, sum(each.record.size_bytes for _, each in wanted))
 
@@ -85,11 +89,28 @@ def run(request: CopyVerifyRequest, view: View) -> CopiesVerified:
     return CopiesVerified(
         request.uuid,
         view.repository.name_of(request.uuid),
-        tuple(asked),
+        tuple(one for one in asked if one in read) if request.sample_percent is not None else tuple(asked),
         len(wanted),
         sum(each.record.size_bytes for _, each in wanted),
         damage,
     )
+
+
+def _sampled(wanted: list[tuple[str, Wanted]], percent: float | None) -> list[tuple[str, Wanted]]:
+    """Return objects chosen at random that have this part of all bytes; at least one.
+
+    An object is read as a whole, because its digest is of all of it. The large ones are as likely as the small ones.
+    """
+    if percent is None:
+        return wanted
+    rest = sum(each.record.size_bytes for _, each in wanted) * percent / 100
+    chosen: list[tuple[str, Wanted]] = []
+    for one, each in random.sample(wanted, len(wanted)):
+        if chosen and rest <= 0:
+            break
+        chosen.append((one, each))
+        rest -= each.record.size_bytes
+    return chosen
 
 
 def _add_heirs(uuid: str, asked: Sequence[str], view: View, damage: dict[str, list[str]]) -> None:

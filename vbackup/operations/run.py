@@ -96,7 +96,7 @@ def chosen(words: Sequence[str], config: Config) -> list[Job]:
 
 def is_due(job: Job, world: World) -> Due:
     """Return whether the job is due now. Raises StorageError."""
-    return due.due(job, world.store.list(job.name), world.now())
+    return due.due(job, world.store.list(job.name, due.RECENT), world.now())
 
 
 def _run(job: Job, request: RunRequest, config: Config, world: World) -> Run | NotRun:
@@ -132,7 +132,7 @@ def _run_locked(
     job: Job, request: RunRequest, config: Config, world: World, scheduled: datetime | None
 ) -> Run | NotRun:
     """Wait for the repository, and do the run: from here on it is on record, and is told, whatever happens."""
-    before = world.store.list(job.name)
+    before = world.store.list(job.name, due.RECENT)
     kept = Log(world.reporter, world.now)
     world = replace(world, reporter=kept)
     new = _new(job, config, world.now(), scheduled)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 
 from vbackup.config.model import Config
 from vbackup.errors import StorageError
-from vbackup.files import replace_bytes, reported, storage_errors
+from vbackup.files import reported
 from vbackup.operations import run_job
 from vbackup.operations.run_job import World
 from vbackup.operations.run_log import Log
@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     from vbackup.overview.state import Overview
 
 log = logging.getLogger(__name__)
-
-#: The report is for people: pages of a web server, or a mail.
-_MODE = 0o644
 
 
 @dataclass
@@ -131,20 +128,11 @@ def _write_metrics(path: Path, overview: Overview) -> None:
 
 def _write_report(config: Config, overview: Overview) -> None:
     from vbackup.operations import report
-    from vbackup.overview import text_page
-    from vbackup.repository.repository import Repository
 
     if config.report_html is not None:
-        readable = [one for one in overview.repositories if one.fault is None]
-        repositories = [Repository.open(Path(one.path)) for one in readable]
-        _write(config.report_html, report.html(overview, repositories))
+        report.write(config.report_html, report.html(overview))
     if config.report_text is not None:
-        _write(config.report_text, text_page.render(overview))
-
-
-def _write(path: Path, text: str) -> None:
-    with storage_errors(f"write {path}"):
-        replace_bytes(path, text.encode(), mode=_MODE)
+        report.write(config.report_text, report.text(overview))
 
 
 def _written(kind: StepKind, write: _Write, world: World) -> Step:

@@ -177,12 +177,11 @@ class JobRun:
             step = replace(step, faults=tuple(replace(one, message=f"{place}{one.message}") for one in step.faults))
         self._backed = run_results.domains(step, self.job.domains)
         self.run = replace(self.run, domains=tuple(one.result for one in self._backed))
+        self._note_future()
         return step
 
     def _prune(self, _planned: Planned) -> list[Ended]:
-        domains = self._present()
-        self._refuse_future(domains)
-        return [self._execute(run_commands.prune(self.job, self.config, _words(domains)))]
+        return [self._execute(run_commands.prune(self.job, self.config, _words(self._present())))]
 
     def _verify(self, _planned: Planned) -> list[Ended]:
         return [self._execute(run_commands.verify(self.job, self.config, _words(self._present())))]
@@ -193,7 +192,6 @@ class JobRun:
 
     def _copy_prune(self, planned: Planned) -> list[Ended]:
         assert planned.target is not None
-        self._refuse_future(self._present())
         return [self._execute(run_commands.copy_prune(self.job, self.config, planned.target, self._there(planned)))]
 
     def _copy_verify(self, planned: Planned) -> list[Ended]:
@@ -242,20 +240,17 @@ class JobRun:
             raise _NotDoneError(f"nothing was copied to {planned.target}")
         return uuids
 
-    def _refuse_future(self, domains: _Domains) -> None:
-        """Raise _NotDoneError if a backup is later than now: rules would count from it."""
-        path, latest = self._repository().path, names.stamp(self.world.now() + due.AHEAD)
-        for uuid in domains.uuids:
-            with suppress(OSError):
-                for entry in (path / uuid).iterdir():
-                    if names.BACKUP_ID.fullmatch(entry.name) and entry.name > latest:
-                        reason = (
-                            f"backup {entry.name} of domain {uuid} is of the future: the clock is wrong, or was when it"
-                            " was made. Nothing is removed while rules would count from it; 'vbackup prune --remove'"
-                            " removes it"
-                        )
-                        self._warn(reason)
-                        raise _NotDoneError(reason)
+    def _note_future(self) -> None:
+        """Note a backup that is later than now as unusual; the rules of a prune keep it, and do not count it."""
+        with suppress(OSError, VbackupError, _NotDoneError):
+            path, latest = self._repository().path, names.stamp(self.world.now() + due.AHEAD)
+            for uuid in self._present().uuids:
+                late = [one.name for one in (path / uuid).iterdir() if names.BACKUP_ID.fullmatch(one.name)]
+                if late and max(late) > latest:
+                    self._warn(
+                        f"backup {max(late)} of domain {uuid} is of the future: the clock is wrong, or was when it was"
+                        " made"
+                    )
 
     def _warn(self, reason: str) -> None:
         """Make it part of what is unusual about the run, once."""

@@ -53,7 +53,7 @@ def plan(jobs: Sequence[Job], config: Config, world: World) -> tuple[PlannedRun,
 
 
 def _plan(job: Job, config: Config, world: World) -> PlannedRun:
-    now, runs = world.now(), world.store.list(job.name)
+    now, runs = world.now(), world.store.list(job.name, due.RECENT)
     opens = None if job.window is None else due.opens(job.window, now)
     until = due.closes(job.window, now) if job.window is not None and opens is None else None
     error: VbackupError | None = None

@@ -35,6 +35,8 @@ from vbackup.runs.store import Store
 TIMEOUT_S = 5.0
 #: How many runs are read to find the last good one.
 RUNS = 20
+#: The hosts that have not answered yet. They are not asked again: that would be one more thread each time.
+_UNANSWERED: set[str | None] = set()
 
 #: Asks a host (a URI; None: libvirt's default) for its domains. Those known by UUID have backups: of the others it
 #: says why they cannot be backed up, if that is so. Raises VbackupError.
@@ -184,14 +186,19 @@ def _hosts(
 ) -> dict[str | None, HostFacts]:
     """Ask all hosts at once. The threads of those that do not answer in time go on, and nobody listens to them."""
     answers: queue.SimpleQueue[HostFacts] = queue.SimpleQueue()
-    asked = dict.fromkeys(uri for several in uris for uri in several)
+    wanted = dict.fromkeys(uri for several in uris for uri in several)
 
     def answer(uri: str | None) -> None:
         try:
-            answers.put(HostFacts(uri, tuple(ask(uri, known))))
+            found = HostFacts(uri, tuple(ask(uri, known)))
         except (VbackupError, OSError) as err:
-            answers.put(HostFacts(uri, None, str(reported(err))))
+            found = HostFacts(uri, None, str(reported(err)))
+        finally:
+            _UNANSWERED.discard(uri)
+        answers.put(found)
 
+    asked = [uri for uri in wanted if uri not in _UNANSWERED]
+    _UNANSWERED.update(asked)
     for uri in asked:
         threading.Thread(target=answer, args=(uri,), name="status-libvirt", daemon=True).start()
     found: dict[str | None, HostFacts] = {}
@@ -200,10 +207,10 @@ def _hosts(
         while len(found) < len(asked):
             one = answers.get(timeout=max(0.0, deadline - time.monotonic()))
             found[one.uri] = one
-    for uri in asked:
+    for uri in wanted:
         late = f"libvirt at {uri or 'the default URI'} did not say within {timeout_s:g} s which domains it has."
         found.setdefault(uri, HostFacts(uri, None, late))
-    return {uri: found[uri] for uri in asked}
+    return {uri: found[uri] for uri in wanted}
 
 
 def _of_libvirt(uri: str | None, known: Collection[str]) -> Sequence[LiveDomain]:

@@ -103,8 +103,11 @@ class _Case:
 
     @property
     def fault(self) -> Fault | None:
-        """Why the last run did not back it up."""
-        return self.result.fault if self.result is not None else None
+        """Why the last run did not back it up, unless somebody has since."""
+        newest, runs = self.seen.newest, self.promise.of.runs if self.promise is not None else ()
+        if self.result is None or (newest is not None and newest.time > runs[0].started):
+            return None
+        return self.result.fault
 
     @property
     def unusual(self) -> tuple[str, ...]:

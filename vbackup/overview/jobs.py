@@ -12,12 +12,11 @@ from vbackup.config.model import Job
 from vbackup.overview.facts import Facts, JobFacts
 from vbackup.overview.reasons import SLACK, Reasons, moment, span
 from vbackup.overview.state import Health, JobState
+from vbackup.runs import due
 from vbackup.runs.record import Fault, Outcome, Run
 
 #: A run that has not begun so long after its time was missed.
 GRACE = timedelta(minutes=15)
-#: A gap this long, and of this many intervals of the calendar, is more likely a wrong clock than so many missed runs.
-CLOCK_GAP, CLOCK_INTERVALS = timedelta(days=30), 10
 #: How many faults of a run are told.
 _FAULTS = 3
 
@@ -41,8 +40,7 @@ def judged(one: JobFacts, facts: Facts) -> JobState:
         for health, sentence in _of_run(ended):
             reasons.add(health, sentence)
     if is_missed and job.calendar is not None:
-        due = job.calendar.before(now)
-        reasons.add(Health.WARNING, f"Its run of {moment(due)} was missed.")
+        reasons.add(Health.WARNING, f"Its run of {moment(job.calendar.before(now))} was missed.")
     good = next((run.started for run in one.runs if run.outcome is Outcome.DONE), None)
     return JobState(
         name=job.name,
@@ -61,8 +59,8 @@ def _is_missed(job: Job, last: Run | None, now: datetime) -> bool:
     """Return True if the last time of the calendar has passed, and no run has begun since."""
     if job.calendar is None or last is None:
         return False
-    due = job.calendar.before(now - GRACE - timedelta(seconds=job.random_delay_s))
-    return max(last.started, last.scheduled or last.started) < due
+    time = job.calendar.before(now - GRACE - timedelta(seconds=job.random_delay_s))
+    return max(last.started, last.scheduled or last.started) < time
 
 
 def _of_run(run: Run) -> Iterator[tuple[Health, str]]:
@@ -101,7 +99,8 @@ def doubt(facts: Facts) -> str | None:
         return None
     started, calendar = newest
     gap = facts.time - started
-    if gap < max(CLOCK_GAP, timedelta(seconds=CLOCK_INTERVALS * calendar.longest_interval_s)):
+    # What vbackup.runs.due says of a run after such a gap, before one is made.
+    if gap < max(due.GAP, timedelta(seconds=due.GAP_INTERVALS * calendar.longest_interval_s)):
         return None
     boot = ""
     if facts.booted is not None and facts.booted > started:

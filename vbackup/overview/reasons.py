@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from vbackup.overview.state import Health
+from vbackup.runs import due
 
 #: A clock may differ by so much from that of the host, or the run, that made a backup.
-SLACK = timedelta(minutes=5)
+SLACK = due.AHEAD
 _HOUR_S, _DAY_S = 3600, 86400
 #: Up to here, ages are told in hours: what is promised is 26 h, not "1 d".
 _HOURS = 72

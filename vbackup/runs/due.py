@@ -20,6 +20,8 @@ AHEAD = timedelta(minutes=5)
 LATE = timedelta(hours=1)
 #: A gap between two runs that no holiday explains: the clock may have jumped. Both have to be exceeded.
 GAP, GAP_INTERVALS = timedelta(days=30), 10
+#: How many of the newest runs are looked at: more than are killed or stopped one after the other.
+RECENT = 20
 
 _ENDED = frozenset((Outcome.DONE, Outcome.SOME_FAILED, Outcome.FAILED))
 

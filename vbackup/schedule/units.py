@@ -13,6 +13,9 @@ MARKER = "# Written by 'vbackup schedule install', which replaces it; other file
 #: ProtectSystem=full makes them read-only.
 _READ_ONLY = tuple(map(PurePath, ("/usr", "/boot", "/efi", "/etc")))
 
+#: What systemd accepts in an argument, but not in the path of a program.
+_NOT_IN_A_PROGRAM = "\"'\\"
+
 
 @dataclass(frozen=True)
 class Credential:
@@ -43,7 +46,10 @@ def argv(needs: Needs) -> tuple[str, ...]:
 
 def service(needs: Needs) -> str:
     """Return the drop-in of the service. Raises UsageError for a path or name that cannot stand in a unit."""
-    lines = ["[Service]", "ExecStart=", f"ExecStart=:{' '.join(map(quoting.unit_word, argv(needs)))}"]
+    words = argv(needs)
+    if any(one in words[0] for one in _NOT_IN_A_PROGRAM):
+        words = ("/usr/bin/env", *words)
+    lines = ["[Service]", "ExecStart=", f"ExecStart=:{' '.join(map(quoting.unit_word, words))}"]
     lines += [f"Environment={quoting.unit_word(f'{name}={value}')}" for name, value in needs.environment]
     inside = [path for path in needs.writable if any(top in (path, *path.parents) for top in _READ_ONLY)]
     # "-": a directory that is missing is for the run to report, not for systemd.

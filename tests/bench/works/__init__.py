@@ -16,8 +16,10 @@ from tests.bench.works import (
     mounting,
     pruning,
     pulling,
+    remoting,
     rolling,
     scale,
+    targets,
     verifying,
 )
 
@@ -58,5 +60,7 @@ WORKS = (
     Work("pull", "Pull of 2 GiB of data out of a session, beside a storage daemon", pulling.pull),
     Work("stalled", "Latency of the guest's writes while the client of a session has stopped reading", pulling.stalled),
     Work("file", "A file of 1 MiB out of a guest, with libguestfs under TCG", guest_files.one_file),
+    Work("remote", "Backups through SSH, 3 GiB of data in 8 GiB", remoting.remote, in_smoke=True),
+    Work("copies", "Copies to an S3 server (SeaweedFS) on this machine", targets.copies, in_smoke=True),
     Work("prune", "Prune of seven increments of 1 % into a full of 1 GiB", pruning.prune),
 )

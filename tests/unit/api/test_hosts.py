@@ -134,3 +134,26 @@ def test_event_loop_is_started_once_by_threads_that_come_together(monkeypatch: p
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(work, range(4)))
     assert len(started) == 1
+
+
+@pytest.mark.parametrize(
+    ("uri", "is_expected", "begun"),
+    [
+        ("qemu+ssh://hv1/system", True, ["qemu+ssh://hv1/system"]),
+        ("qemu+ssh://hv1/system", False, []),
+        (None, True, []),
+    ],
+)
+@pytest.mark.usefixtures("opened")
+def test_link_that_is_expected_is_begun_once(
+    uri: str | None, is_expected: bool, begun: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[str] = []
+    monkeypatch.setattr(Linked, "begin", lambda _linked, uri: found.append(uri))
+    hosts = Hosts(uri)
+    if is_expected:
+        hosts.expect_link()
+    with hosts.one(), hosts.one():
+        pass
+    hosts.close()
+    assert found == begun

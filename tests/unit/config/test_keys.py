@@ -14,6 +14,7 @@ from vbackup.config import keys, times
 from vbackup.config.keys import Key, Kind
 from vbackup.config.model import When
 from vbackup.errors import UsageError
+from vbackup.stores import opening
 
 #: What the parser of a target's command is, with what else it needs.
 WORDS = {
@@ -144,6 +145,10 @@ def test_words_are_given_where_there_are_only_these() -> None:
     for _, _, key in ALL:
         assert bool(key.choices) == (key.kind in (Kind.WORD, Kind.FLAG_OR_WORD))
     assert tuple(when.value for when in When) == keys.WHEN
+
+
+def test_schemes_are_those_of_the_stores() -> None:
+    assert keys.CLOUDS == opening.CLOUDS
 
 
 def test_tables_beside_the_keys_name_keys() -> None:

@@ -223,7 +223,7 @@ MAIN = "[repository.main]\npath = '/r'\n"
         (
             "[target.t]\nurl = 'copies'\n",
             2,
-            "'url' should be an absolute path, or a URL such as s3://BUCKET: 'copies'.",
+            "'url' in [target.t] should be a string: it should be an absolute path, or an address such as ssh://HOST/DIR",
         ),
         # Notifiers
         (
@@ -273,6 +273,21 @@ def test_a_secret_in_the_place_of_its_reference_is_not_repeated(load: Load) -> N
     assert "5e0a3c1d" not in str(fault)
 
 
+@pytest.mark.parametrize("url", ["s3://AKIA:hunter2@bucket/x", "s3://hunter2@bucket", "ssh://me:hunter2@host/x"])
+def test_address_with_a_secret_is_refused_and_not_shown(load: Load, url: str) -> None:
+    (fault,) = load(f"[target.t]\nurl = '{url}'\n").faults
+    assert "it has a secret in it" in str(fault)
+    assert "hunter2" not in str(fault)
+    assert fault.line == 2
+
+
+@pytest.mark.parametrize("url", ["/srv/x", "file:///srv/x", "ssh://me@host:22/x", "s3://bucket", "az://c/p", "gs://b"])
+def test_address_of_each_kind_is_accepted(load: Load, url: str) -> None:
+    loaded = load(f"[target.t]\nurl = '{url}'\n")
+    assert loaded.faults == ()
+    assert loaded.config.targets["t"].url == url
+
+
 def test_all_faults_are_found_in_the_order_of_files_and_lines(load: Load) -> None:
     loaded = load(
         "[repository.main]\npath = 'r'\n[job.a]\nx = 1\nat = 'never'\n",
@@ -305,6 +320,14 @@ def test_two_jobs_of_one_name_are_a_fault_with_both_places(load: Load, tmp_path:
     assert str(fault).startswith(f"{tmp_path}/conf.d/1.toml:1: Table [job.a] is already at {tmp_path}/vbackup.toml:3")
     (fault,) = load(MAIN + "[job.a]\n[job.a]\n").faults
     assert fault.line == 4
+
+
+def test_hourly_in_a_window_is_the_hours_in_it(load: Load) -> None:
+    job = load(MAIN + "[job.a]\nat = 'hourly'\nwindow = '22:00-02:30'\n").config.jobs["a"]
+    assert job.calendar == Calendar((time(0), time(1), time(2), time(22), time(23)))
+    assert job.max_age_s == (20 + 2) * 3600
+    (fault,) = load(MAIN + "[job.a]\nat = 'hourly'\nwindow = '22:10-22:50'\n").faults
+    assert (fault.line, fault.fault) == (5, "No full hour lies in the window of [job.a].")
 
 
 # [defaults]

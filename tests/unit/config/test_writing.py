@@ -38,8 +38,12 @@ SECRETS = st.one_of(
 )
 NOTIFIERS = st.one_of(
     st.builds(lambda secret: {"ping": secret}, SECRETS),
-    st.builds(lambda secret: {"webhook": secret}, SECRETS),
-    st.builds(lambda words, sender: {"mail_to": tuple(words), "mail_from": sender}, st.lists(TEXTS, min_size=1), TEXTS),
+    st.builds(lambda secret, key: {"webhook": secret, "secret": key}, SECRETS, st.one_of(st.none(), SECRETS)),
+    st.builds(lambda secret: {"apprise": secret}, SECRETS),
+    st.builds(
+        lambda words, sender, program: {"mail_to": tuple(words), "mail_from": sender, "sendmail": program},
+        *(st.lists(TEXTS, min_size=1), TEXTS, st.one_of(st.none(), PATHS)),
+    ),
 )
 TIMES = st.builds(time, st.integers(0, 23), st.integers(0, 59))
 BACKUP: st.SearchStrategy[Options] = st.fixed_dictionaries(

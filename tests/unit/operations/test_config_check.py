@@ -288,6 +288,17 @@ def test_package_that_is_not_there_is_a_fault(check: Check, tmp_path: Path, monk
     ]
 
 
+def test_encrypted_target_needs_a_package(check: Check, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "copies").mkdir()
+    recipient = "age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p"
+    text = f"[target.t]\nurl='{tmp_path}/copies'\n[target.t.copy]\nrecipient='{recipient}'\n[job.a]\ncopy-to='t'\n"
+    assert faults(check(text)) == []
+    monkeypatch.setattr(config_check.importlib.util, "find_spec", lambda _name: None)
+    assert [(line, "has no cryptography to seal or open it" in said) for line, said in faults(check(text))] == [
+        (4, True)
+    ]
+
+
 def test_check_can_be_stopped(check: Check, hosts: dict[str, FakeHost]) -> None:
     stop = Stop()
     stop.request(15)

@@ -159,6 +159,36 @@ def test_a_host_that_does_not_answer_holds_nothing_up(site: Site, monkeypatch: p
     assert found.domains[0].job == "nightly"
 
 
+def test_a_host_that_has_not_answered_is_not_asked_again_meanwhile(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    release, answered, asked = threading.Event(), threading.Event(), []
+
+    def wait(uri: str | None, _known: Collection[str]) -> Sequence[LiveDomain]:
+        asked.append(uri)
+        release.wait(60)
+        answered.set()
+        return ()
+
+    monkeypatch.setattr(site, "libvirt", wait)
+    for _ in range(3):
+        assert "did not say" in site.overview(timeout_s=0.05).warnings[0]
+    assert len(asked) == 1
+    release.set()
+    assert answered.wait(10)
+    deadline = time.monotonic() + 10
+    while status._UNANSWERED and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert site.overview(timeout_s=10.0).warnings == ()
+    assert len(asked) == 2
+
+
+def test_a_real_libvirt_says_which_domains_it_has_and_which_cannot_be_backed_up() -> None:
+    """Its driver for tests, which needs no daemon."""
+    (domain,) = status._of_libvirt("test:///default", set())
+    assert (domain.name, domain.why_not) == ("test", "it runs in test, not in QEMU or KVM")
+    (domain,) = status._of_libvirt("test:///default", {domain.uuid})
+    assert domain.why_not is None
+
+
 def test_a_repository_that_is_not_there_is_critical_and_says_why(site: Site) -> None:
     site.repository.path.rename(site.repository.path.with_name("unmounted"))
     found = site.overview()

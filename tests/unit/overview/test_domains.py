@@ -162,6 +162,14 @@ def test_a_backup_that_failed_is_a_warning_while_the_promise_holds() -> None:
     assert state.reasons == (f"The last backup failed: {FAULT.message}", "Much changed.")
 
 
+def test_a_backup_that_failed_is_forgotten_when_somebody_has_made_one_since() -> None:
+    result = DomainResult("web", UUID, Outcome.FAILED, fault=FAULT)
+    failed = job(live(), runs=(run(domains=(result,)),))
+    since = repository(domain(glance(made(7 * HOUR))))
+    assert of(facts(jobs=(failed,))).fault == FAULT
+    assert of(facts(jobs=(failed,), repositories=(since,))).fault is None
+
+
 def test_a_backup_of_the_future_is_a_warning_and_its_age_is_not_counted() -> None:
     ahead = made(-365 * DAY, sequence=3)
     state = of(facts(repositories=(repository(domain(glance(made(30 * HOUR), ahead))),)))

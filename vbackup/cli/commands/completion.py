@@ -24,7 +24,6 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "kinds", metavar="KIND", nargs="*", help="with values: what to list, such as domains, backups or disks"
     )
-    add_common(parser, of_hosts=True)
-    parser.add_argument("--config", metavar="FILE", help="with values: the configuration that the command line names")
+    add_common(parser, of_hosts=True, reads_config=True)
     parser.add_argument("--domain", metavar="DOMAIN", help="with values: the domain that the command line names")
     parser.add_argument("--backup", metavar="ID", help="with values: the backup that the command line names")

@@ -40,7 +40,8 @@ def add(commands: Any) -> None:
         "--sample",
         metavar="PERCENT",
         type=percent,
-        help="read a random part of the blocks of each image; headers, tables and lists are read as a whole",
+        help="read a random part of the blocks of each image; headers, tables and lists are read as a whole. With"
+        " --from: read random objects until this part of all bytes is read",
     )
     parser.add_argument(
         "--parallel",

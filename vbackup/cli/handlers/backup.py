@@ -28,7 +28,7 @@ def run(options: argparse.Namespace, context: Context) -> int:
     with ExitStack() as stack:
         with script_options.beginning(options, words[0] if len(words) == 1 else "", context):
             vb = stack.enter_context(context.connect())
-            is_one = not options.group and len(words) == 1 and vb.is_one(words[0]) and not options.exclude
+            is_one = not options.group and len(words) == 1 and not options.exclude and vb.is_one(words[0], request)
             selected = None if is_one else batch.select(words, options, vb)
         if selected is not None:
             return batch.run(request, selected, options=options, context=context, vb=vb)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -105,12 +104,12 @@ def _print(ran: Ran, context: Context, *, only_due: bool) -> None:
         run_table.print_run(one)
     for missed in ran.not_run:
         if missed.error is not None:
-            print(f"{journal.prefix(journal.ERROR)}vbackup: {output.plain(missed.reason)}", file=sys.stderr)
+            journal.failed(output.plain(missed.reason), job=missed.job, code=missed.error.code)
         elif not context.is_quiet and not (only_due and ran.runs):
             print(output.plain(missed.reason))
     for one in ran.runs:
         if one.status:
-            print(f"{journal.prefix(journal.ERROR)}vbackup: {output.plain(run_table.failure(one))}", file=sys.stderr)
+            journal.failed(output.plain(run_table.failure(one)), job=one.job, status=str(one.status))
 
 
 # what would be done

@@ -13,8 +13,9 @@ from vbackup.cli import output, overviews
 from vbackup.cli.context import Context
 from vbackup.errors import Status, UsageError
 
-#: Up to so many domains are shown, also if all is well with them; so many reasons are told without --all.
-DOMAINS, REASONS = 20, 10
+#: Up to so many domains are shown, also if all is well with them. Of more, so many are that are not as they should be,
+#: and so many reasons: without --all it is one screen.
+DOMAINS, WRONG, REASONS = 20, 10, 6
 _NONE = "-"
 _BARS, _PLAIN_BARS = "▁▂▃▄▅▆▇█", "12345678"
 #: Backups whose changes are drawn.
@@ -73,13 +74,15 @@ def _answer(overview: Overview) -> str:
     """Return the first line: whether everything is backed up."""
     if overview.health is Health.UNKNOWN:
         return "Nothing is to be backed up: there is no job and no domain."
-    unreadable = [one.name for one in overview.repositories if one.fault is not None]
-    if unreadable:
-        return f"NOT KNOWN whether everything is backed up: {' and '.join(unreadable)} cannot be read."
+    names = [one.name for one in overview.repositories if one.fault is not None]
+    unreadable = f"{' and '.join(names)} cannot be read"
     expected = [one for one in overview.domains if not one.is_gone]
     wrong = list(_counts(expected))
     if wrong:
-        return f"NOT everything is backed up: of {_number(len(expected), 'domain')} {', '.join(wrong)}."
+        more = f"; {unreadable}" if names else ""
+        return f"NOT everything is backed up: of {_number(len(expected), 'domain')} {', '.join(wrong)}{more}."
+    if names:
+        return f"NOT KNOWN whether everything is backed up: {unreadable}."
     ages = [one.age_s for one in expected if one.age_s is not None]
     oldest = f", the oldest {_span(max(ages))} ago" if ages else ""
     if overview.health is Health.OK:
@@ -129,7 +132,7 @@ def _job_row(one: JobState) -> tuple[str, ...]:
 def _print_domains(overview: Overview, *, is_all: bool) -> None:
     is_long = len(overview.domains) > DOMAINS and not is_all
     shown = [one for one in overview.domains if one.health is not Health.OK] if is_long else overview.domains
-    shown = shown[:DOMAINS] if is_long else shown
+    shown = shown[:WRONG] if is_long else shown
     has_copies = any(one.copies for one in shown)
     if shown:
         if is_all:

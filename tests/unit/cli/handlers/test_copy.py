@@ -177,7 +177,7 @@ def test_what_is_no_target_is_status_7(command: Command, tree: Tree, tmp_path: P
         ("copy", "web", "-r", "repo"),
         ("copy", "web", "-r", "repo", "--to", ""),
         ("verify", "--from", "target"),
-        ("verify", "web", "--from", "target", "--sample", "5"),
+        ("verify", "web", "--from", "target", "--sample", "0"),
         ("verify", "web", "--from", "target", "--boot"),
         ("restore", "web", "--from", "target", "--in-place"),
         ("restore", "web", "--from", "target", "--output", "out", "--live"),

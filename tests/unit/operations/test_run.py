@@ -1,0 +1,213 @@
+"""Which jobs are run, when, and one after the other; whatever became of them is on record."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.operations.run_examples import BUSY, GOOD, NOW, Site, config, job
+from tests.unit.runs.examples import running
+from vbackup.config.calendar import Window
+from vbackup.config.model import Job
+from vbackup.errors import StorageError, UsageError
+from vbackup.operations import run as operation
+from vbackup.operations.run import Ran, RunRequest
+from vbackup.operations.run_children import Ended
+from vbackup.runs import lock
+from vbackup.runs.record import Outcome
+
+DUE = RunRequest(only_due=True)
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    return Site(tmp_path)
+
+
+def run(site: Site, *jobs: Job, request: RunRequest | None = None) -> Ran:
+    return operation.run(request or RunRequest(), config(site.path, *jobs), site.world)
+
+
+def ids(ran: Ran) -> list[str]:
+    return [one.job for one in ran.runs]
+
+
+def test_without_names_all_jobs_are_run(site: Site) -> None:
+    ran = run(site, job("b"), job("a"))
+    assert (ids(ran), ran.status) == (["b", "a"], 0)
+    assert (ids(run(site, job("b"), job("a"), request=RunRequest(("a", "a"))))) == ["a"]
+    assert [len(site.store.list(name)) for name in ("a", "b")] == [2, 1]
+
+
+def test_an_unknown_job_is_refused_before_any_is_run(site: Site) -> None:
+    with pytest.raises(UsageError, match=r"no job 'nightli'; the closest is 'nightly'\."):
+        run(site, request=RunRequest(("nightly", "nightli")))
+    with pytest.raises(UsageError, match=r"no job 'x'; there are: nightly\."):
+        run(site, request=RunRequest(("x",)))
+    assert site.steps.argvs == []
+
+
+def test_a_configuration_without_jobs_is_refused(site: Site) -> None:
+    empty: Any = config(site.path)
+    empty.jobs.clear()
+    with pytest.raises(UsageError, match="has no job: 'vbackup config init' makes one"):
+        operation.run(RunRequest(), empty, site.world)
+
+
+def test_a_job_that_fails_hides_no_other(site: Site) -> None:
+    def broken(*_of_step: object) -> Ended:
+        del site.steps.answers["backup"]
+        return BUSY
+
+    site.steps.answers["backup"] = broken
+    ran = run(site, job("a"), job("b"))
+    assert [one.outcome for one in ran.runs] == [Outcome.SOME_FAILED, Outcome.DONE]
+    assert ran.status == 8
+
+
+def test_a_bug_in_one_job_hides_no_other(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    begin = type(site.store).begin
+
+    def refuse(store: Any, one: Any) -> Any:
+        if one.job == "a":
+            raise StorageError("The state directory is gone.")
+        return begin(store, one)
+
+    monkeypatch.setattr(type(site.store), "begin", refuse)
+    ran = run(site, job("a"), job("b"))
+    assert ids(ran) == ["b"]
+    assert [(one.job, one.reason) for one in ran.not_run] == [("a", "The state directory is gone.")]
+    assert ran.status == 7
+
+
+def test_only_what_is_due_is_run_and_that_once(site: Site) -> None:
+    never = job("never", calendar=None)
+    assert ids(run(site, job(), never, request=DUE)) == ["nightly"]
+    again = run(site, job(), never, request=DUE)
+    assert (again.runs, again.status) == ((), 0)
+    assert [one.error for one in again.not_run] == [None, None]
+    assert "has no calendar" in again.not_run[1].reason
+    site.clock.forward(days=1)
+    [made] = run(site, job(), request=DUE).runs
+    assert made.scheduled == (NOW + timedelta(days=1)).replace(second=0)
+    assert made.unusual == ()
+
+
+def test_a_missed_run_is_made_up_for_and_says_so(site: Site) -> None:
+    run(site, request=DUE)
+    site.clock.forward(days=2, hours=7)
+    [made] = run(site, request=DUE).runs
+    assert "was missed; this one makes up for it." in made.unusual[0]
+    assert site.reporter.warnings == list(made.unusual)
+
+
+def test_a_run_that_was_killed_is_made_up_for(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.store.begin(running(started=NOW))
+    monkeypatch.setattr("vbackup.process.Process.lives", False)
+    site.clock.forward(hours=3)
+    [made] = run(site, request=DUE).runs
+    assert "did not end; this one makes up for it." in made.unusual[0]
+    assert [one.outcome for one in site.store.list("nightly")] == [Outcome.DONE, Outcome.INTERRUPTED]
+
+
+def test_a_run_that_a_signal_ended_is_made_up_for(site: Site) -> None:
+    def stopped(*_of_step: object) -> Ended:
+        site.stop.request(signal.SIGTERM)
+        return Ended(143, None)
+
+    site.steps.answers["backup"] = stopped
+    ran = run(site, job("a"), job("b"), request=DUE)
+    assert (ids(ran), ran.status) == (["a"], 143)
+    assert ran.runs[0].ended is not None
+    site.stop.signum = None
+    del site.steps.answers["backup"]
+    assert ids(run(site, job("a"), job("b"), request=DUE)) == ["a", "b"]
+
+
+def test_a_clock_that_jumps_is_unusual_and_removes_nothing(site: Site) -> None:
+    run(site)
+    site.clock.forward(days=365)
+    [made] = run(site).runs
+    assert "the clock is wrong" in made.unusual[0]
+    assert site.steps.kinds.count("prune") == 1
+    site.clock.forward(days=-365)
+    [made] = run(site).runs
+    assert "the clock has been set back" in made.unusual[0]
+    assert site.steps.kinds.count("prune") == 1
+    run(site)
+    assert site.steps.kinds.count("prune") == 2
+
+
+def test_a_closed_window_is_no_error_for_a_timer_only(site: Site) -> None:
+    later = (NOW + timedelta(hours=2)).astimezone().time().replace(minute=0, second=0)
+    end = (NOW + timedelta(hours=4)).astimezone().time().replace(minute=0, second=0)
+    windowed = job(window=Window(later, end))
+    [missed] = run(site, windowed).not_run
+    assert missed.reason.startswith("The window of job nightly is closed: it opens at ")
+    assert run(site, windowed).status == 8
+    assert run(site, windowed, request=DUE).status == 0
+    assert site.steps.argvs == []
+    site.clock.forward(hours=3)
+    assert ids(run(site, windowed, request=DUE)) == ["nightly"]
+    [until] = [word for word in site.steps.argvs[0] if word.startswith("--until=")]
+    assert end.isoformat() in until
+
+
+def test_a_job_that_is_running_is_not_run_again(site: Site) -> None:
+    with lock.of_job(site.store.state, "nightly"):
+        ran = run(site)
+        assert (ran.status, ran.not_run[0].reason[:22]) == (8, "Job nightly is running")
+        assert run(site, request=DUE).status == 0
+    assert site.store.list("nightly") == []
+
+
+def test_two_jobs_work_on_a_repository_one_after_the_other(site: Site) -> None:
+    with lock.held(site.store.state, site.path, job="other", wait_s=0, reporter=site.reporter, stop=site.stop):
+        ran = run(site, request=RunRequest(wait_s=0))
+        assert ran.status == 8
+        [made] = ran.runs
+        assert made.outcome is Outcome.FAILED
+        assert made.steps[0].faults[0].message.startswith("The run of job other (pid ")
+    assert [one.status for one in site.store.list("nightly")] == [8]
+    assert run(site).status == 0
+
+
+def test_a_run_that_waits_does_not_begin_after_its_window(site: Site) -> None:
+    opened = NOW.astimezone().time().replace(minute=0, second=0)
+    windowed = job(window=Window(opened, (NOW + timedelta(hours=1)).astimezone().time().replace(minute=0, second=0)))
+    has, may_end = threading.Event(), threading.Event()
+
+    def work() -> None:
+        with lock.held(site.store.state, site.path, job="other", wait_s=0, reporter=site.reporter, stop=site.stop):
+            has.set()
+            may_end.wait(20)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    has.wait(20)
+    site.reporter.step = lambda _message: (site.clock.forward(hours=2), may_end.set())  # type: ignore[assignment,method-assign]
+    [missed] = run(site, windowed).not_run
+    thread.join()
+    assert missed.reason.startswith("The window of job nightly is closed")
+    assert site.steps.argvs == []
+
+
+def test_a_job_can_be_another_for_one_run(site: Site) -> None:
+    run(site, request=RunRequest(("nightly",), changed=(job(options={}, copy_to=(), domains=("db-1",)),)))
+    assert site.steps.kinds == ["backup"]
+    assert site.steps.argvs[0][-2:] == ("--", "db-1")
+    assert 'copy-to = ["offsite"]' in (site.path / "config.toml").read_text()  # what is kept is not of one run
+
+
+def test_record_is_what_the_answer_has_but_for_documents(site: Site) -> None:
+    [made] = run(site).runs
+    assert made.steps[0].document == GOOD["backup"]
+    kept = site.store.last("nightly")
+    assert kept is not None
+    assert kept.steps[0].document is None
+    assert (kept.id, kept.outcome, kept.status, kept.ended) == (made.id, made.outcome, made.status, made.ended)
