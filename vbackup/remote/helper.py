@@ -61,6 +61,8 @@ BUSY_S = 60.0
 EXPORTS_S, CLIENTS_S = 10.0, 15.0
 #: What the kernel calls the states of a unix socket that listens, and of a connection that was accepted.
 LISTENING, CONNECTED = "01", "03"
+#: Where libvirt's hook script, if it is installed, looks whether a domain has to stay off (vbackup.hooks.marks).
+MARKS = "/run/vbackup/offline"
 #: How many clients of an NBD server may wait to be accepted.
 BACKLOG = 128
 #: How long a program has to end: a storage daemon stores bitmaps, without which the next backup would be a full.
@@ -296,6 +298,7 @@ class Helper:
         self._handles = {}  # type: dict[int, tuple[int, tuple[str, str] | None]]
         self._programs = {}  # type: dict[int, Program]
         self._sockets = set()  # type: set[str]
+        self._marks = set()  # type: set[str]
         self._directory = None  # type: str | None
         self._stages = []  # type: list[str]
         self._made = []  # type: list[str]
@@ -720,6 +723,29 @@ class Helper:
         self._programs[program.process.pid] = program
         return program.process.pid
 
+    def do_mark(self, uuid: str, work: str) -> "dict[str, Any]":
+        """Let the hook script refuse to start a domain that is off, as long as this process lives.
+
+        Returns whether this was not so already, and the process that has marked it, if it is another one that lives.
+        """
+        with self._lock, _locked_marks():
+            path = os.path.join(MARKS, uuid)
+            other = None if uuid in self._marks else _marking(path)
+            if uuid in self._marks or other is not None:
+                return {"is_set": False, "other": other}
+            with open(path + ".new", "w") as file:
+                since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+                json.dump(dict(_identity(os.getpid()), since=since, work=work), file)
+            os.rename(path + ".new", path)
+            self._marks.add(uuid)
+        return {"is_set": True, "other": None}
+
+    def do_unmark(self, uuid: str) -> None:
+        """The domain may be started."""
+        with self._lock, _locked_marks():
+            self._marks.discard(uuid)
+            os.unlink(os.path.join(MARKS, uuid))
+
     def do_wait(self, pid: int, limit_s: float) -> "dict[str, Any] | None":
         """Return how a started program has ended, None if it has not within that time."""
         program = self._programs[pid]
@@ -751,6 +777,9 @@ class Helper:
             guard.close_sockets(sorted(self._passed.get(uuid, ())))
         for program in list(self._programs.values()):
             program.end()
+        for uuid in list(self._marks):
+            with contextlib.suppress(OSError):
+                self.do_unmark(uuid)
         self._remove_stages()
         if self._directory is not None:
             _remove_directory(self._directory)
@@ -922,6 +951,37 @@ def _run(argv: "list[str]", stdin: bytes, timeout_s: float, fds: "tuple[int, ...
     if len(out) > OUTPUT_BYTES:
         raise RefusedError(f"{argv[0]} printed more than {OUTPUT_BYTES} bytes")
     return process.returncode, out, words.decode(errors="replace")
+
+
+@contextlib.contextmanager
+def _locked_marks() -> "Iterator[None]":
+    """Make the directory of the marks if it is missing, and lock it."""
+    for path in (os.path.dirname(MARKS), MARKS):
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(path, 0o700)
+    fd = os.open(MARKS, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _marking(path: str) -> "int | None":
+    """Return the process that has set a mark, None if it does not live any more, or there is none."""
+    try:
+        with open(path) as file:
+            mark = json.load(file)
+        pid = int(mark["pid"])
+        return pid if all(mark[name] == value for name, value in _identity(pid).items()) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _identity(pid: int) -> "dict[str, Any]":
+    """Return what tells a process from others that get its number (vbackup.process). Raises ValueError if it ended."""
+    with open("/proc/sys/kernel/random/boot_id") as file:
+        return {"pid": pid, "start_ticks": int(_start_time(pid)), "boot_id": file.read().strip()}
 
 
 def socket_states(path: str) -> "list[str]":

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vbackup.errors import ForwardingError, LinkLostError, RemoteError
+from vbackup.errors import BusyError, ForwardingError, LinkLostError, RemoteError
 from vbackup.model import NodeBitmap
 from vbackup.names import Naming
 from vbackup.remote import command, connection
@@ -277,6 +277,30 @@ class Link:
             raise
         with suppress(LinkLostError, RemoteError):
             self.unguard(uuid)
+
+    @contextmanager
+    def marked(self, uuid: str, work: str) -> Iterator[None]:
+        """Have libvirt's hook script there, if it is installed, refuse to start a domain that is off, during the block.
+
+        ``work``: see vbackup.hooks.marks. A user who may not set marks goes without. Raises BusyError if another
+        vbackup there has the disks.
+        """
+        what, is_set, other = f"mark domain {uuid}", None, None
+        try:
+            is_set, other = self._members(self._call("mark", what, uuid=uuid, work=work), what, "is_set", "other")
+        except RemoteError as err:
+            log.debug("%s", err)
+        if other is not None:
+            raise BusyError(
+                f"Another vbackup on {self.host} (process {other!r:.20}) has the disks of domain {uuid} open, which is"
+                " off; wait for it to end."
+            )
+        try:
+            yield
+        finally:
+            if is_set:
+                with suppress(LinkLostError, RemoteError):  # it counts as long as the helper lives
+                    self._call("unmark", what, uuid=uuid)
 
     def watch_thaw(self, uuid: str, limit_s: float) -> None:
         """Have the helper thaw the guest when the link is silent, and in any case after ``limit_s`` seconds."""
