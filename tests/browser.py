@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 #: How long something may take to appear.
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 _ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
 _OPTIONS = (
     "--headless=new",
@@ -46,8 +46,8 @@ const kinds = {
 };
 const place = [...document.querySelectorAll("dialog[open]")].at(-1) ?? document;
 const words = text => (text ?? "").replace(/\\s+/g, " ").trim();
-const called = element => words(element.getAttribute("aria-label") || [...element.labels ?? []].map(one => one.innerText).join(" ")
-                                || element.innerText);
+const labels = element => [...element.labels ?? []].map(one => one.innerText).join(" ");
+const called = element => words(element.getAttribute("aria-label") || labels(element) || element.innerText);
 const fits = element => name.endsWith("*") ? called(element).includes(name.slice(0, -1)) : called(element) === name;
 return [...place.querySelectorAll(kinds[kind])].find(one => one.checkVisibility() && fits(one)) ?? null;
 """

@@ -10,6 +10,7 @@ import contextlib
 import os
 import shutil
 import signal
+import site
 import socket
 import subprocess
 import sys
@@ -19,7 +20,9 @@ from pathlib import Path
 from tests.daemon import wait_for
 
 TOP = Path(__file__).parents[1]
-WS = "/usr/lib/cockpit/cockpit-ws"
+#: Of a user whom no system has.
+UID = GID = 42424
+WS = next(filter(os.path.exists, ("/usr/lib/cockpit/cockpit-ws", "/usr/libexec/cockpit-ws")), "cockpit-ws")
 
 
 def reason_not_to_start() -> str | None:
@@ -38,11 +41,13 @@ class Cockpit:
         share = directory / "share"
         argv = ["make", "--silent", "install-cockpit", f"DESTDIR={directory}", "COCKPIT=/share/cockpit"]
         subprocess.run(argv, cwd=TOP, check=True)
-        programs = directory / "bin"
-        programs.mkdir()
-        command = programs / "vbackup"
-        # As installed: with modules that are compiled already.
-        exports = f"export PYTHONPATH='{TOP}' PYTHONPYCACHEPREFIX='{directory}/compiled' PYTHONDONTWRITEBYTECODE="
+        self.programs = directory / "bin"
+        self.programs.mkdir()
+        command = self.programs / "vbackup"
+        # As installed: compiled already, and where every user reaches it.
+        shutil.copytree(TOP / "vbackup", directory / "lib" / "vbackup", ignore=shutil.ignore_patterns("__pycache__"))
+        path = os.pathsep.join([f"{directory}/lib", *site.getsitepackages()])
+        exports = f"export PYTHONPATH='{path}' PYTHONPYCACHEPREFIX='{directory}/compiled' PYTHONDONTWRITEBYTECODE="
         command.write_text(f"#!/bin/sh\n{exports}\nexec '{sys.executable}' -m vbackup \"$@\"\n")
         command.chmod(0o755)
         with socket.socket() as listener:
@@ -50,7 +55,7 @@ class Cockpit:
             self.port: int = listener.getsockname()[1]
         self.environment = {
             **os.environ,
-            "PATH": f"{programs}:{os.environ['PATH']}",
+            "PATH": f"{self.programs}:{os.environ['PATH']}",
             "XDG_DATA_DIRS": f"{share}:/usr/share",
             **environment,
         }
@@ -61,10 +66,15 @@ class Cockpit:
         """Address of the page alone, as Cockpit's frame has it."""
         return f"http://127.0.0.1:{self.port}/cockpit/@localhost/vbackup/index.html"
 
-    def start(self, *options: str) -> None:
-        """Start it; without options nobody has to log in."""
+    @property
+    def address(self) -> str:
+        """Address of Cockpit with its menus, and the page in a frame."""
+        return f"http://127.0.0.1:{self.port}/vbackup"
+
+    def start(self, *, asks: bool = False) -> None:
+        """Start it. Nobody has to log in, unless it ``asks``."""
         argv = [WS, "--no-tls", f"--port={self.port}", "--address=127.0.0.1"]
-        argv += options or ["--local-session=/usr/bin/cockpit-bridge"]
+        argv += [] if asks else ["--local-session=/usr/bin/cockpit-bridge"]
         with (self._directory / "log").open("ab") as log:
             self._process = subprocess.Popen(argv, env=self.environment, stdout=log, stderr=log, start_new_session=True)
         wait_for(self._answers, "the start of cockpit-ws")
@@ -92,3 +102,34 @@ def installed(directory: Path, environment: Mapping[str, str]) -> Iterator[Cockp
         yield cockpit
     finally:
         cockpit.kill()
+
+
+@contextlib.contextmanager
+def user(cockpit: Cockpit, directory: Path, *, name: str, password: str) -> Iterator[None]:
+    """Let there be a user without any rights who can log in, for this process and its children only.
+
+    The files of the system are covered, which tests.namespaces has made possible. A session gets its environment by
+    PAM, but the PATH of Cockpit.
+    """
+    hashed = subprocess.run(
+        ["openssl", "passwd", "-6", "-stdin"], input=password, capture_output=True, text=True, check=True
+    ).stdout.strip()
+    home = directory / "home"
+    home.mkdir(mode=0o700)
+    os.chown(home, UID, GID)
+    lines = {
+        "/etc/passwd": f"{name}:x:{UID}:{GID}:Somebody:{home}:/bin/sh\n",
+        "/etc/shadow": f"{name}:{hashed}:20000:0:99999:7:::\n",
+        "/etc/environment": f'XDG_DATA_DIRS="{cockpit.environment["XDG_DATA_DIRS"]}"\n',
+    }
+    with contextlib.ExitStack() as covered:
+        subprocess.run(["mount", "--bind", cockpit.programs, "/usr/local/sbin"], check=True)
+        covered.callback(subprocess.run, ["umount", "/usr/local/sbin"], check=True)
+        for path, more in lines.items():
+            copy = directory / Path(path).name
+            shutil.copy2(path, copy)
+            with copy.open("a") as file:
+                file.write(more)
+            subprocess.run(["mount", "--bind", copy, path], check=True)
+            covered.callback(subprocess.run, ["umount", path], check=True)
+        yield

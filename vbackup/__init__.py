@@ -10,7 +10,7 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              copies_rewrap  fleet  journal  run_table  overviews  grammar  completion_script
     api                      the library, on which the command line is written: connection  connected  hosts  backups
                              restores  records  upkeep  contents  attached  streams  copies  documents  sessions
-                             standbys  fleet  daily  configuration  monitoring
+                             standbys  fleet  daily  configuration  monitoring  notices  schedules
     operations               one module a command: backup  batch  recovery  adopt  verify  restore  forget  bitmap
                              speed  transaction  diff  usage  note  protect  prune  prune_merges  consolidation  audit
                              check  repair  repair_work  repair_merges  repair_files  repair_backups  repair_images
@@ -36,7 +36,7 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
       copies                 points at a target: target  point  points  ledger  planning  claim  staging  composing
                              outgoing  upload  download  view  place  holding  lock_rule
       notices                tell people, once: sending  delivery  occasion  told  memory  text  document  attempts
-                             requests  ping  webhook  mail  others  apprise_program
+                             requests  ping  webhook  mail  others  apprise_program  listing
       schedule               units of systemd, lines of cron: units  cron  calendars  quoting  places  systemd
     overview                 is everything backed up?: state  answer  points  pictures  page  page_style  text_page
                              facts  assess  domains  jobs  reasons  documents  nagios  metrics

@@ -22,22 +22,31 @@ const RETRY = {
 export const retryAdvice = error => RETRY[error.retry] ?? "";
 
 const PROBLEMS = {
-    "not-found": program => ({ code: "INSTALLATION", message: `The command ${program} is not installed on this server.` }),
-    "access-denied": () => ({ code: "ACCESS_DENIED", message: "You may not do this. Turn on administrative access in Cockpit's top bar." }),
+    "not-found": program => ({
+        code: "INSTALLATION",
+        message: `The command ${program} is not installed on this server.`,
+    }),
+    "access-denied": () => ({
+        code: "ACCESS_DENIED",
+        message: "You may not do this. Turn on administrative access in Cockpit's top bar.",
+    }),
     disconnected: () => ({ code: "DISCONNECTED", retry: "same", message: "The connection to the server was lost." }),
     terminated: () => ({ code: "DISCONNECTED", retry: "same", message: "Cockpit's session on the server has ended." }),
 };
 
 function failure(program, exception, output) {
     const known = PROBLEMS[exception.problem];
-    if (known)
-        return new CommandError(known(program));
+    if (known) return new CommandError(known(program));
     try {
         const document = JSON.parse(output);
-        if (document.schema?.startsWith("vbackup.error/"))
-            return new CommandError(document);
-    } catch { /* It is no document: what was said on standard error will do. */ }
-    return new CommandError({ message: exception.message || `${program} has failed.`, status: exception.exit_status ?? 1 });
+        if (document.schema?.startsWith("vbackup.error/")) return new CommandError(document);
+    } catch {
+        /* It is no document: what was said on standard error will do. */
+    }
+    return new CommandError({
+        message: exception.message || `${program} has failed.`,
+        status: exception.exit_status ?? 1,
+    });
 }
 
 // Run a program; returns what it prints. Raises CommandError. A signal that is aborted ends it.
@@ -48,8 +57,7 @@ export async function run(argv, { input, signal, onData, superuser = "try" } = {
         chunks.push(data);
         onData?.(data);
     });
-    if (input !== undefined)
-        process.input(input);
+    if (input !== undefined) process.input(input);
     const end = () => process.close("cancelled");
     signal?.addEventListener("abort", end, { once: true });
     try {
@@ -67,16 +75,19 @@ export async function vbackup(argv, { signal } = {}) {
     let text = "";
     const options = argv.includes("--") ? argv.indexOf("--") : argv.length;
     try {
-        text = await run(["vbackup", ...argv.slice(0, options), "--json", ...argv.slice(options)], { signal, onData: data => { text += data } });
+        text = await run(["vbackup", ...argv.slice(0, options), "--json", ...argv.slice(options)], {
+            signal,
+            onData: data => {
+                text += data;
+            },
+        });
     } catch (error) {
         const document = parsed(text);
-        if (!document || document.schema?.startsWith("vbackup.error/"))
-            throw error;
+        if (!document || document.schema?.startsWith("vbackup.error/")) throw error;
         return document;
     }
     const document = parsed(text);
-    if (!document)
-        throw new CommandError({ message: `vbackup ${argv[0]} has printed no document.` });
+    if (!document) throw new CommandError({ message: `vbackup ${argv[0]} has printed no document.` });
     return document;
 }
 

@@ -23,7 +23,7 @@ export function forgetRepository(path) {
     localStorage.setItem(OPENED, JSON.stringify(openedRepositories().filter(one => one !== path)));
 }
 
-export const healthOf = value => typeof value === "number" ? HEALTH[value] : String(value).toLowerCase();
+export const healthOf = value => (typeof value === "number" ? HEALTH[value] : String(value).toLowerCase());
 
 // What a health is called in labels and icons.
 export const KIND = { ok: "ok", warning: "warning", critical: "danger", unknown: "unknown" };
@@ -45,29 +45,33 @@ export class State {
         const found = { jobs: [], domains: [], repositories: [], warnings: [] };
         this.error = null;
         const whole = vbackup(["status"]).then(
-            document => ({ document }), error => ({ error }));
-        const opened = await Promise.all(openedRepositories().map(async path => {
-            try {
-                return { path, document: await vbackup(["status", "-r", path]).catch(() => fromList(path)) };
-            } catch (error) {
-                return { path, error };
-            }
-        }));
+            document => ({ document }),
+            error => ({ error }),
+        );
+        const opened = await Promise.all(
+            openedRepositories().map(async path => {
+                try {
+                    return { path, document: await vbackup(["status", "-r", path]) };
+                } catch (error) {
+                    return { path, error };
+                }
+            }),
+        );
         const { document, error } = await whole;
         this.isConfigured = Boolean(document);
-        if (document)
-            this.take(found, document);
-        else if (error.code !== "USAGE" || !opened.length)
-            this.error = error;
+        if (document) this.take(found, document);
+        else if (error.code !== "NO_CONFIG") this.error = error;
         for (const { path, document, error } of opened)
-            if (found.repositories.some(one => one.path === path))
-                continue;
-            else if (document)
-                this.take(found, document);
+            if (found.repositories.some(one => one.path === path)) continue;
+            else if (document) this.take(found, document);
             else
-                found.repositories.push({ name: path, path, fault: error, health: "critical", reasons: [error.message] });
-        if (found.repositories.length && this.error?.code === "USAGE")
-            this.error = null;
+                found.repositories.push({
+                    name: path,
+                    path,
+                    fault: error,
+                    health: "critical",
+                    reasons: [error.message],
+                });
         for (const domain of found.domains) {
             domain.path = found.repositories.find(one => one.name === domain.repository)?.path ?? domain.repository;
             domain.key = domain.uuid ?? domain.name;
@@ -75,15 +79,19 @@ export class State {
         const order = domain => [-HEALTH.indexOf(domain.health), domain.name];
         found.domains.sort((one, other) => order(one)[0] - order(other)[0] || one.name.localeCompare(other.name));
         Object.assign(this, found);
-        const worst = [...this.domains, ...this.repositories, ...this.jobs].map(one => ["ok", "unknown", "warning", "critical"].indexOf(one.health));
+        const worst = [...this.domains, ...this.repositories, ...this.jobs].map(one =>
+            ["ok", "unknown", "warning", "critical"].indexOf(one.health),
+        );
         this.health = ["ok", "unknown", "warning", "critical"][Math.max(0, ...worst)];
         this.read = true;
     }
 
     take(found, document) {
         for (const kind of ["jobs", "domains", "repositories"])
-            found[kind].push(...document[kind].map(one => ({ ...one, health: healthOf(one.health), reasons: one.reasons ?? [] })));
-        found.warnings.push(...document.warnings ?? []);
+            found[kind].push(
+                ...document[kind].map(one => ({ ...one, health: healthOf(one.health), reasons: one.reasons ?? [] })),
+            );
+        found.warnings.push(...(document.warnings ?? []));
     }
 
     domain(path, key) {
@@ -95,25 +103,13 @@ export class State {
     }
 }
 
-async function fromList(path) {
-    const all = await vbackup(["list", "--all", "-r", path]);
-    const domains = all.domains.map(one => {
-        const mine = all.backups.filter(b => b.domain.uuid === one.uuid);
-        const last = mine.at(-1);
-        return { name: one.name, uuid: one.uuid, repository: path, job: null, last: last ? { ...last } : null, backups: one.backups, chain_images: last?.chain_images,
-                 is_overdue: false, max_age_s: null, verified: null, verdict: "unverified", damaged: [], copies: [], fault: null, unusual: [], health: "unknown", reasons: [] };
-    });
-    return { jobs: [], domains, repositories: [{ name: path, path, fault: null, free_bytes: null, size_bytes: null, backups_bytes: 0, health: "ok", reasons: [] }] };
-}
-
 // The backups of a domain, newest first.
 export async function points(path, key) {
     try {
-        const document = await vbackup(["list", key, "-r", path]);
+        const document = await vbackup(["list", "-r", path, "--", key]);
         return { points: document.backups.reverse(), broken: document.broken };
     } catch (error) {
-        if (error instanceof CommandError && error.code === "DOMAIN_NOT_FOUND")
-            return { points: [], broken: [] };
+        if (error instanceof CommandError && error.code === "DOMAIN_NOT_FOUND") return { points: [], broken: [] };
         throw error;
     }
 }

@@ -5,7 +5,10 @@ const dark = window.matchMedia("(prefers-color-scheme: dark)");
 
 function set(style) {
     style ??= localStorage.getItem("shell:style") ?? "auto";
-    document.documentElement.classList.toggle("pf-v6-theme-dark", style === "dark" || (style === "auto" && dark.matches));
+    document.documentElement.classList.toggle(
+        "pf-v6-theme-dark",
+        style === "dark" || (style === "auto" && dark.matches),
+    );
 }
 
 window.addEventListener("storage", event => event.key === "shell:style" && set());

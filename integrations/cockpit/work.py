@@ -119,8 +119,8 @@ def _begin(directory: Path, *, title: str) -> None:
         # A percent sign and a dollar sign mean something to systemd.
         what = f"--description=vbackup: {' '.join(title.split())}".replace("%", "%%")
         given = [f"--setenv={name}={value}" for name, value in environment.items()]
-        # vbackup itself ends what it has begun; nobody else may cut that short.
-        settings = ["--property=KillMode=mixed", "--property=TimeoutStopSec=infinity"]
+        # vbackup itself ends what it has begun, and gets the time for that.
+        settings = ["--property=KillMode=mixed", "--property=TimeoutStopSec=300"]
         done = subprocess.run([*unit, what, *settings, *given, "--", *argv], stdin=subprocess.DEVNULL, check=False)
         if done.returncode == 0:
             return

@@ -4,6 +4,8 @@ import { CommandError, run } from "./command.js";
 
 const cockpit = window.cockpit;
 
+const RETRY_MS = 5000;
+
 let program = null;
 
 async function work(argv, input) {
@@ -14,13 +16,32 @@ async function work(argv, input) {
 // The document in which a work's command has said why it failed.
 export function failureOf(known) {
     if (known.state === "lost")
-        return new CommandError({ message: "It was killed, or the server went down. What it had begun is cleaned up by the next backup.", retry: "same" });
-    if (known.state !== "ended" || known.status === 0)
-        return null;
-    if (known.result?.schema?.startsWith("vbackup.error/"))
-        return new CommandError(known.result);
+        return new CommandError({
+            message: "It was killed, or the server went down. What it had begun is cleaned up by the next backup.",
+            retry: "same",
+        });
+    if (known.state !== "ended" || known.status === 0) return null;
+    if (known.result?.schema?.startsWith("vbackup.error/")) return new CommandError(known.result);
+    const faults = runFaults(known.result);
+    if (faults.length)
+        return new CommandError({
+            code: faults[0].code,
+            message: faults.map(one => one.message).join(" "),
+            status: known.status,
+        });
     const lines = (known.progress ?? []).filter(line => !line.startsWith("{"));
     return new CommandError({ message: known.reason ?? lines.at(-1) ?? "It has failed.", status: known.status });
+}
+
+// What has failed in a run of jobs: each fault once, whether a step or a domain has it.
+function runFaults(result) {
+    const runs = result?.runs ?? [];
+    const faults = runs.flatMap(one => [
+        ...one.steps.flatMap(step => step.faults),
+        ...one.domains.map(domain => domain.fault).filter(Boolean),
+    ]);
+    const missed = (result?.not_run ?? []).map(one => one.error).filter(Boolean);
+    return [...new Map([...missed, ...faults].map(one => [one.message, one])).values()];
 }
 
 // What the lines of --progress json have said so far.
@@ -43,12 +64,10 @@ export class Progress {
         try {
             event = JSON.parse(line);
         } catch {
-            if (line.trim())
-                this.steps.push({ kind: "text", message: line });
+            if (line.trim()) this.steps.push({ kind: "text", message: line });
             return;
         }
-        if (event.event === "progress")
-            this.disks.set([event.domain ?? "", event.dev, event.phase].join("\0"), event);
+        if (event.event === "progress") this.disks.set([event.domain ?? "", event.dev, event.phase].join("\0"), event);
         else if (event.message)
             this.steps.push({ kind: event.event, time: event.time, domain: event.domain, message: event.message });
     }
@@ -61,13 +80,16 @@ export class Progress {
     }
 }
 
-// All works of this user, and those that run followed. Calls "changed" whenever something is new.
+// All works of this user, and those that run followed. Calls "changed" when the list is new, "moved" when work has
+// reported something, and "ended" with what has ended.
 export class Works {
-    constructor(changed, ended) {
+    constructor({ changed, moved, ended }) {
         this.changed = changed;
+        this.moved = moved;
         this.ended = ended;
         this.list = [];
         this.progress = new Map(); // by id, of those that run
+        this.awaited = new Set(); // ids of those whose end is not known yet
         this.error = null;
         this.watching = null;
     }
@@ -81,28 +103,43 @@ export class Works {
         } catch (error) {
             this.error = error;
         }
-        for (const known of this.list)
-            if (known.state === "running" && !this.progress.has(known.id))
-                this.follow(known);
+        for (const known of this.list) {
+            if (known.state === "running") {
+                this.awaited.add(known.id);
+                if (!this.progress.has(known.id)) this.follow(known);
+            } else if (this.awaited.delete(known.id)) {
+                this.progress.delete(known.id);
+                this.ended(known);
+            }
+        }
         this.changed();
     }
 
     // Work that somebody else begins, in another window, shall appear here too.
     watch(directory) {
-        if (this.watching)
-            return;
+        if (this.watching) return;
         this.watching = cockpit.channel({ payload: "fswatch1", path: directory, superuser: "try" });
         let waiting = null;
         this.watching.addEventListener("message", () => {
             clearTimeout(waiting);
             waiting = setTimeout(() => this.refresh(), 200);
         });
-        this.watching.addEventListener("close", () => { this.watching = null });
+        this.watching.addEventListener("close", () => {
+            this.watching = null;
+        });
     }
 
     // asked: { kind, title, argv, ... }; returns the record.
     async start(asked) {
-        const known = await work(["start"], JSON.stringify({ version: 1, ...asked }));
+        let known;
+        try {
+            known = await work(["start"], JSON.stringify({ version: 1, ...asked }));
+        } catch (error) {
+            if (error.code === "DISCONNECTED")
+                error.message += " It may have begun: reload this page, and Activity shows it.";
+            throw error;
+        }
+        this.awaited.add(known.id);
         await this.refresh();
         return known;
     }
@@ -112,32 +149,32 @@ export class Works {
         this.progress.set(known.id, progress);
         try {
             const pid = await this.pid(known);
-            await run(["tail", "--lines=+1", "--follow", "--sleep-interval=0.2", ...(pid ? [`--pid=${pid}`] : []), `${known.path}/progress`], {
-                onData: text => {
-                    progress.add(text);
-                    this.changed();
+            if (!pid) return; // It has not begun in ten seconds, which the list shows.
+            await run(
+                ["tail", "--lines=+1", "--follow", "--sleep-interval=0.2", `--pid=${pid}`, `${known.path}/progress`],
+                {
+                    onData: text => {
+                        progress.add(text);
+                        this.moved();
+                    },
                 },
-            });
+            );
         } catch (error) {
-            if (error.code === "DISCONNECTED")
-                return; // The page says so; what was seen last stays.
+            if (error.code === "DISCONNECTED") return; // The page says so; what was seen last stays.
+            await new Promise(resolve => setTimeout(resolve, RETRY_MS));
         }
         this.progress.delete(known.id);
         await this.refresh();
-        const end = this.list.find(one => one.id === known.id);
-        if (end && end.state !== "running")
-            this.ended(end);
     }
 
     // Of the process that does the work. systemd takes a moment until it begins.
     async pid(known) {
         for (let tries = 0; tries < 50; tries++) {
             const text = await cockpit.file(`${known.path}/lock`, { superuser: "try" }).read();
-            if (text?.trim())
-                return text.trim();
+            if (text?.trim()) return text.trim();
             await new Promise(resolve => setTimeout(resolve, 200));
         }
-        throw new CommandError({ message: "The work has not begun." });
+        return null;
     }
 
     show(id) {
@@ -160,17 +197,20 @@ export class Works {
 
 // Let the browser save a file of the server under this name.
 export function save(path, name) {
-    const query = window.btoa(JSON.stringify({
-        payload: "fsread1",
-        binary: "raw",
-        path,
-        superuser: "try",
-        max_read_size: Number.MAX_SAFE_INTEGER,
-        external: {
-            "content-disposition": `attachment; filename*=UTF-8''${encodeURIComponent(name)}`,
-            "content-type": "application/octet-stream",
-        },
-    }));
+    const asked = new TextEncoder().encode(
+        JSON.stringify({
+            payload: "fsread1",
+            binary: "raw",
+            path,
+            superuser: "try",
+            max_read_size: Number.MAX_SAFE_INTEGER,
+            external: {
+                "content-disposition": `attachment; filename*=UTF-8''${encodeURIComponent(name)}`,
+                "content-type": "application/octet-stream",
+            },
+        }),
+    );
+    const query = window.btoa(String.fromCharCode(...asked));
     const address = new URL(cockpit.transport.uri(`channel/${cockpit.transport.csrf_token}`)).pathname;
     const anchor = document.createElement("a");
     anchor.href = `${address}?${query}`;

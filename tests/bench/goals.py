@@ -302,6 +302,13 @@ def _list(results: Results) -> list[Part]:
     ]
 
 
+def _daily(results: Results) -> list[Part]:
+    limits_s = (("status", 1.0), ("report --html", 3.0), ("completion values domains", 0.1))
+    page_mb = _figures(results, "daily")["page_bytes"] / 1e6
+    parts = [_seconds(_wall_s(results, "daily", "vbackup", series=name), limit, name) for name, limit in limits_s]
+    return [*parts, Part(f"page {page_mb:.1f} MB", page_mb <= 3)]
+
+
 def _diff(results: Results) -> list[Part]:
     names = ("diff", "diff --extents --json")
     peak = max(sample["peak_mib"] for name in names for sample in _samples(results, "diff", "vbackup", series=name))
@@ -403,6 +410,11 @@ GOALS: tuple[tuple[str, str, Callable[[Results], list[Part]]], ...] = (
     ("file", "A file of 1 MiB out of ext4 on LVM, with libguestfs under TCG: under 20 s", _file),
     ("start", "`vbackup --help` under 0.15 s, `vbackup list` under 0.25 s (0.5 s with 200), under 60 MiB", _start),
     ("list", "5,000 backups of 200 domains: lists under 1 s, 100 MiB", _list),
+    (
+        "daily",
+        "200 domains with 60 backups each: status under 1 s, report under 3 s and 3 MB, completion under 0.1 s",
+        _daily,
+    ),
     ("diff", "Difference of two points of 1 TiB with 64 MiB of data: under 1 s, 150 MiB", _diff),
     (
         "remote",

@@ -14,7 +14,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -89,15 +89,17 @@ class Meter:
         self.peak_bytes = 0
         self.cpu_s = 0.0
 
-    def run(self, *argv: str | Path, environment: Mapping[str, str] | None = None) -> None:
-        """Run a program to its end. Raises FailedError."""
+    def run(
+        self, *argv: str | Path, environment: Mapping[str, str] | None = None, statuses: Container[int] = (0,)
+    ) -> None:
+        """Run a program to its end. Raises FailedError unless it ends with one of ``statuses``."""
         start = self._log.stat().st_size if self._log.exists() else 0
         words = [os.fspath(word) for word in argv]
         status, peak_bytes, cpu_s = _starter().run(words, self._log, environment or {})
         self.cpu_s += cpu_s
         # The largest of it and its children, not their sum: shared memory would be counted twice.
         self.peak_bytes = max(self.peak_bytes, peak_bytes)
-        if status:
+        if status not in statuses:
             said = self._log.read_bytes()[start:].decode(errors="replace").strip().splitlines()
             raise FailedError(f"{argv[0]} ended with status {status}: {' / '.join(said[-3:])}")
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests import browser, cockpit
 from tests import daemon as daemon_
 from tests import hosts as hosts_
 from tests.end_to_end.chains import Chain
@@ -45,6 +46,16 @@ def daemon(_daemon: daemon_.Daemon) -> Iterator[daemon_.Daemon]:
     """A libvirtd for the tests alone, without domains."""
     yield _daemon
     _daemon.clear()
+
+
+@pytest.fixture(scope="session")
+def chromedriver() -> Iterator[browser.Driver]:
+    """What starts browsers for the Cockpit page."""
+    reason = cockpit.reason_not_to_start() or browser.reason_not_to_start()
+    if reason is not None:
+        pytest.skip(reason)
+    with browser.driver() as made:
+        yield made
 
 
 @pytest.fixture(scope="session")

@@ -8,10 +8,13 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -176,6 +179,62 @@ def test_a_night_of_two_domains(site: Site) -> None:
     assert "2 of 2 domains backed up" in table[-1]
     assert [one["outcome"] for one in site.records()] == ["done", "done"]
     assert "document" not in site.records()[0]["steps"][0]
+
+
+@contextmanager
+def webhook() -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """A server on loopback; yields its URL and the documents that it gets."""
+    got: list[dict[str, Any]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            got.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_arguments: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/hook", got
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_what_failed_is_in_status_report_metrics_and_message_once(site: Site) -> None:
+    site.boot("web")
+    site.configure("web", "gone")
+    secret, metrics, page = (site.directory / name for name in ("url", "vbackup.prom", "report.html"))
+    more = f"""
+[notify.hook]
+webhook = {{ file = "{secret}" }}
+when = ["failure", "recovery"]
+[metrics]
+textfile = "{metrics}"
+[report]
+html = "{page}"
+"""
+    site.config.write_text(site.config.read_text() + more)
+    with webhook() as (url, got):
+        secret.write_text(url)
+        secret.chmod(0o600)
+        run = site.job("--due", status=3)
+        assert [step["outcome"] for step in run["steps"][-2:]] == ["done", "done"]
+        assert len(got) == 1
+        assert json.dumps(got).count("No domain 'gone'") >= 1
+        assert 'job="nightly"' in metrics.read_text()
+        assert "gone" in page.read_text()
+        site.job(status=3)
+        assert len(got) == 1  # it was told
+        site.configure("web")
+        site.config.write_text(site.config.read_text() + more)
+        site.job()
+        assert len(got) == 2  # it is good again
+    assert url not in json.dumps(run) + "".join(path.read_text() for path in site.directory.glob("state/**/*.json"))
 
 
 def test_a_guest_that_is_gone_hides_no_other(site: Site) -> None:

@@ -108,6 +108,7 @@ ELSEWHERE = {
 }
 #: Files in tests/unit that belong to no module.
 NO_MODULE = {
+    "operations/test_run_year.py": "operations.run over a year, with the real retention",
     "test_house.py": "the package as a whole",
     "test_man.py": "the man pages and this package's options, statuses and documents",
     "test_compatible.py": "the schemas beside those that were published",
@@ -117,6 +118,7 @@ NO_MODULE = {
     "test_bench.py": "the package tests.bench",
     "test_config_page.py": "the man page vbackup.toml(5) and the keys of the configuration",
     "test_packaging.py": "the packages' own files, in packaging",
+    "overview/test_page_style.py": "the colours of the report's page",
     "cli/test_cli.py": "vbackup/cli/__init__.py, which is the room itself",
     "scripts/test_examples.py": "the scripts in hooks/examples and in vbackup-scripts(7)",
     "hooks/test_script.py": "the script hooks/qemu, which imports nothing from vbackup",

@@ -75,6 +75,18 @@ def test_help_of_a_command_imports_neither_libvirt_nor_bars(command: str) -> Non
     assert commands_in(found) == {f"vbackup.cli.commands.{command.replace('-', '_')}"}
 
 
+def test_run_that_finds_nothing_due_imports_neither_libvirt_nor_what_the_steps_need(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VBACKUP_STATE", str(tmp_path / "state"))
+    path = tmp_path / "vbackup.toml"
+    path.write_text('[repository.main]\npath = "/srv/backup"\n[job.nightly]\n')
+    path.chmod(0o600)
+    found = imported_by("run", "--due", "--config", path)
+    assert "vbackup.operations.run" in found
+    assert not found & (DOORS | HEAVY - {"subprocess", "socket", "concurrent"})
+
+
 def test_every_command_has_a_handler() -> None:
     commands = {name.replace("-", "_") for name in parser.COMMANDS}
     assert {module.name for module in pkgutil.iter_modules(handlers.__path__)} == commands

@@ -133,8 +133,8 @@ def build(words: Collection[str] = COMMANDS.keys()) -> Parser:
     parser = Parser(
         prog="vbackup",
         description="Make incremental image backups of libvirt/QEMU virtual machines, running or shut off.",
-        epilog="Manual pages: vbackup(1), vbackup.toml(5), vbackup-repository(5), vbackup-transaction(7),"
-        " vbackup-recovery(7),"
+        epilog="Manual pages: vbackup(1), vbackup.toml(5), vbackup-run(8), vbackup-repository(5),"
+        " vbackup-transaction(7), vbackup-recovery(7),"
         " vbackup-session(7), vbackup-copy(7), vbackup-engines(7), vbackup-remote(7), vbackup-scripts(7),"
         " vbackup-json(7),"
         " vbackup-api(7).",

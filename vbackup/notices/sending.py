@@ -51,8 +51,8 @@ def announce(
     """Tell the notifiers of a run that begins or has ended, and of what is overdue; return what was not sent.
 
     ``run``: None: there was none, and only what is overdue is told. ``log_tail``: the newest lines of its log. Each
-    sentence is also a warning to the reporter. It takes as long as the longest time of a notifier, at the start of a
-    run at most START_S, and raises nothing.
+    sentence is also a warning to the reporter. It takes as long as the longest time of a notifier, and once more where
+    another run is telling the same one; at the start of a run at most START_S. It raises nothing.
     """
     told = _Announcement(run, overview, config, memory, log_tail, reporter)
     found = _all(config.notifiers.values(), told.begin if phase == "start" else told.end)

@@ -26,10 +26,11 @@ def overview(facts: Facts) -> Overview:
     healths = [one.health for one in found_jobs] + [one.health for one in found] + [one.health for one in repositories]
     if clock is not None:
         healths.append(Health.WARNING)
+    worst = max(healths, default=Health.OK)
+    if worst is Health.OK and not found_jobs and not found:
+        worst = Health.UNKNOWN
     warnings = (*([clock] if clock is not None else []), *facts.warnings)
-    return Overview(
-        facts.time, facts.host, max(healths, default=Health.UNKNOWN), found_jobs, found, repositories, warnings
-    )
+    return Overview(facts.time, facts.host, worst, found_jobs, found, repositories, warnings)
 
 
 def _repository(one: RepositoryFacts) -> RepositoryState:

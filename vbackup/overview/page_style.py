@@ -8,7 +8,7 @@ STYLE = """
 --link:#8cc4ff}}
 *{box-sizing:border-box}
 body{margin:0 auto;max-width:72rem;padding:1rem;background:var(--page);color:var(--ink);
-font:16px/1.5 system-ui,"Liberation Sans",sans-serif}
+overflow-wrap:anywhere;font:16px/1.5 system-ui,"Liberation Sans",sans-serif}
 h1{font-size:1.5rem;margin:.2rem 0}h2{font-size:1.2rem;margin:2rem 0 .5rem}h3{font-size:1.05rem;margin:0}
 p{margin:.3rem 0}a{color:var(--link)}code{font-size:.9em}
 .soft{color:var(--soft)}.ok{color:var(--ok)}.warning{color:var(--warn)}.critical,.unknown{color:var(--crit)}

@@ -37,6 +37,7 @@ class Work:
 WORKS = (
     Work("start", "Start of the command", chains.start, in_smoke=True),
     Work("list", "Lists of 5,000 backups of 200 domains", looks.listing),
+    Work("daily", "State, report and completion of 12,000 backups of 200 domains", looks.daily, in_smoke=True),
     Work("diff", "Difference of two points of 1 TiB with 64 MiB of data", looks.difference),
     Work("full", "Full, 2 GiB of random data in 8 GiB", copies.full, in_smoke=True),
     Work(

@@ -38,6 +38,30 @@ def listing(bench: Bench) -> None:
                 bench.run(lambda meter, argv=argv: meter.run(*argv), case, output=output, of=[])
 
 
+def daily(bench: Bench) -> None:
+    """The same repository with more nights, as people and programs look at it each day: state, page, metrics, a TAB."""
+    domains, nights = bench.size(200, 2), bench.size(60, 3)
+    with bench.place("work") as place, bench.place("output") as output:
+        repository = Repository.create(place / "repository")
+        for number in range(domains):
+            _fill(repository, number, nights)
+        page = place / "report.html"
+        for _ in range(bench.rounds):
+            for words in (
+                ("status", "--offline"),
+                ("status", "--offline", "--nagios"),
+                ("report", "--offline", "--html", str(page)),
+                ("metrics", "--offline"),
+                ("completion", "values", "domains"),
+            ):
+                series = " ".join(word for word in words if word not in ("--offline", str(page)))
+                case = bench.record.case(series, "vbackup", x=domains * nights, unit="backups")
+                argv = (*VBACKUP, *words, "-r", str(repository.path))
+                # 'status' says by its exit status that the backups are old.
+                bench.run(lambda meter, argv=argv: meter.run(*argv, statuses=(0, 1, 2)), case, output=output, of=[])
+        bench.record.figures["page_bytes"] = page.stat().st_size
+
+
 def difference(bench: Bench) -> None:
     """A disk of 1 TiB with 64 MiB of data, of which half is other data in the next backup, in places all over."""
     # Nothing is written: what is looked at is not the output, and is not put on the disk after each run.

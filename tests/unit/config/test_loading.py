@@ -250,6 +250,16 @@ MAIN = "[repository.main]\npath = '/r'\n"
             "'mail-from' in [notify.a] is for 'mail-to' only.",
         ),
         (
+            "[notify.a]\nmail-to = 'x'\nsecret = {file = '/k'}\n",
+            3,
+            "'secret' in [notify.a] is for 'webhook' only.",
+        ),
+        (
+            "[notify.a]\nping = {file = '/p'}\nsendmail = '/s'\n",
+            3,
+            "'sendmail' in [notify.a] is for 'mail-to' only.",
+        ),
+        (
             "[notify.a]\nmail-to='x'\nwhen = ['failures']\n",
             3,
             ("'when' in [notify.a] should be a string, or an array of strings: it is 'failures'; the closest is"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.unit.overview.examples import FAULT, facts, job, live, only_repository, repository
+from tests.unit.overview.examples import FAULT, domain, facts, job, live, only_repository, repository
 from vbackup.overview import assess
 from vbackup.overview.state import Health
 
@@ -19,6 +19,9 @@ def test_all_is_well() -> None:
 
 def test_where_there_is_nothing_nothing_is_known() -> None:
     assert assess.overview(facts(jobs=(), repositories=())).health is Health.UNKNOWN
+    assert assess.overview(facts(jobs=(), repositories=(repository(),))).health is Health.UNKNOWN
+    full = repository(free_bytes=0)
+    assert assess.overview(facts(jobs=(), repositories=(full,))).health is Health.CRITICAL
 
 
 def test_what_is_not_ok_comes_first() -> None:
@@ -45,7 +48,9 @@ def test_a_repository_that_cannot_be_read_is_critical_and_nothing_is_said_of_its
     ],
 )
 def test_a_repository_that_fills_up_is_told_in_time(growth: float | None, health: Health, reason: str | None) -> None:
-    state = only_repository(assess.overview(facts(repositories=(repository(growth_bytes_day=growth),), jobs=())))
+    state = only_repository(
+        assess.overview(facts(repositories=(repository(domain(), growth_bytes_day=growth),), jobs=()))
+    )
     assert (state.health, state.reasons) == (health, () if reason is None else (reason,))
     assert state.days_until_full == (500 * GIB / growth if growth is not None and growth > 0 else None)
 
@@ -54,6 +59,8 @@ def test_a_repository_that_fills_up_is_told_in_time(growth: float | None, health
     ("free", "health"), [(60, Health.OK), (40, Health.WARNING), (11, Health.WARNING), (9, Health.CRITICAL)]
 )
 def test_little_room_is_told(free: int, health: Health) -> None:
-    state = only_repository(assess.overview(facts(repositories=(repository(free_bytes=free * GIB),), jobs=())))
+    state = only_repository(
+        assess.overview(facts(repositories=(repository(domain(), free_bytes=free * GIB),), jobs=()))
+    )
     assert state.health is health
     assert state.reasons == (() if health is Health.OK else (f"Only {free / 10:.1f} % of its filesystem is free.",))

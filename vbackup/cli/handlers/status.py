@@ -83,6 +83,8 @@ def _answer(overview: Overview) -> str:
         return f"NOT everything is backed up: of {_number(len(expected), 'domain')} {', '.join(wrong)}{more}."
     if names:
         return f"NOT KNOWN whether everything is backed up: {unreadable}."
+    if not expected:
+        return "No domain is known that is to be backed up."
     ages = [one.age_s for one in expected if one.age_s is not None]
     oldest = f", the oldest {_span(max(ages))} ago" if ages else ""
     if overview.health is Health.OK:

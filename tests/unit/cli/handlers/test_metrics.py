@@ -29,9 +29,9 @@ def test_metrics_are_printed(command: Command, repository: Path) -> None:
 def test_metrics_are_written(command: Command, repository: Path, tmp_path: Path) -> None:
     path = tmp_path / "vbackup.prom"
     assert command("metrics", "-r", repository, "--output", path).stdout == f"Metrics of 0 domains written to {path}.\n"
-    assert "vbackup_health 0.0" in path.read_text()
+    assert "vbackup_health 3.0" in path.read_text()
     document = command("metrics", "-r", repository, "--output", path, "--json").document
-    assert document == {"schema": "vbackup.metrics/1", "path": str(path), "health": "ok"}
+    assert document == {"schema": "vbackup.metrics/1", "path": str(path), "health": "unknown"}
     assert command("metrics", "-r", repository, "--output", path, "-q").stdout == ""
 
 

@@ -104,6 +104,8 @@ def test_what_needs_attention_is_not_called_missing(show: Show) -> None:
 
 def test_where_nothing_is_to_be_done_that_is_the_answer(show: Show) -> None:
     assert show(facts(jobs=(), repositories=()), status=1).stdout.startswith("Nothing is to be backed up")
+    empty = facts(jobs=(job(),), repositories=(examples.repository(),))
+    assert show(empty, status=0).stdout.startswith("No domain is known that is to be backed up.\n")
 
 
 def test_200_domains_are_one_screen_that_shows_what_is_wrong(show: Show) -> None:
