@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.daemon import wait_for
-from tests.end_to_end.test_sessions import DEVS, Vendor
+from tests.end_to_end import movers
+from tests.end_to_end.test_sessions import DEVS, Vendor, killed
 from tests.hosts import Hypervisor
 from vbackup.sessions.record import LINK_LOST, WATCHER_ENDED
 
@@ -76,8 +77,9 @@ def puller(hypervisor: Hypervisor, command: Command, sockets: Path) -> Puller:
     return Puller(hypervisor, command)
 
 
-def test_life_of_a_session(puller: Puller) -> None:
+def test_life_of_a_session(puller: Puller, tmp_path: Path) -> None:
     machine = puller.machine
+    movers.prepare(tmp_path)
     for turn in range(2):
         held, session = puller.reference(), puller.begin()
         assert [disk["level"] for disk in session["disks"]] == ["full" if turn == 0 else "incremental"] * 2
@@ -93,6 +95,9 @@ def test_life_of_a_session(puller: Puller) -> None:
         assert puller.session("renew", session["id"], "--ttl", "1h")["state"] == "open"
         changes = puller.session("changes", session["id"], "--disk", "vda")
         assert sum(one["length"] for one in changes["extents"] if one["dirty"]) == pulled["vda"]
+        with movers.served(tmp_path, session["id"], sessions=Path(os.environ["VBACKUP_SESSIONS"])) as server:
+            status, body = server.ask(server.url("data"))
+        assert (status, body == puller.copy("vda").read_bytes()) == (200, True)
         refused = puller.begin(status=8)
         assert session["id"] in refused["message"]
         done = puller.command("session", "commit", session["id"], "--json").document  # the session knows its host
@@ -108,6 +113,9 @@ def test_life_of_a_session(puller: Puller) -> None:
     assert "NBD server for somebody else" in puller.begin(status=8)["message"]
     machine.execute("nbd-server-stop")
     wait_for(puller.has_nothing_left, "the undoing")
+    session = puller.begin("--ttl", "2s")
+    wait_for(lambda: puller.status(session)["state"] == "expired", "the end of its time")
+    wait_for(puller.has_nothing_left, "the end of the session")
 
 
 def test_network_that_dies(puller: Puller) -> None:
@@ -128,9 +136,15 @@ def test_network_that_dies(puller: Puller) -> None:
     puller.next_is_incremental(base)
 
 
-@pytest.mark.parametrize("victim", ["watcher", "sshd", "QEMU"])
+@pytest.mark.parametrize("victim", ["watcher", "sshd", "vbackup", "QEMU"])
 def test_what_is_killed(puller: Puller, victim: str) -> None:
     base = puller.base()
+    if victim == "vbackup":  # as it begins a session, whose watcher lives
+        begin = ("begin", "web", "--tracker", "acme")
+        killed(puller, ("vbackup.engine.session_server:add_exports", "after", 1), *begin)
+        wait_for(puller.has_nothing_left, "the watcher's work", timeout_s=40)
+        puller.next_is_incremental(base)
+        return
     session = puller.begin()
     if victim == "watcher":
         os.kill(puller.watcher(session), signal.SIGKILL)
