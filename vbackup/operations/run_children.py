@@ -15,7 +15,7 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -164,7 +164,8 @@ class _Events:
         """Report what the line says."""
         event = self._event(text)
         if event is not None:
-            self._report(event)
+            with suppress(KeyError, ValueError, TypeError):  # of a newer vbackup, which was installed during the run
+                self._report(event)
         elif text.startswith(_WARNING):
             self._warn(None, text[len(_WARNING) :])
         elif text.strip():

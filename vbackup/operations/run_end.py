@@ -22,6 +22,7 @@ from vbackup.operations import run_job
 from vbackup.operations.run_job import World
 from vbackup.operations.run_log import Log
 from vbackup.runs.record import Fault, Outcome, Run, Step, StepKind
+from vbackup.stop import Stop
 
 if TYPE_CHECKING:
     from vbackup.overview.state import Overview
@@ -61,7 +62,9 @@ def finish(done: Run, config: Config, world: World, kept: Log) -> Run:
     overview = _overview(config, world) if _is_needed(config) else None
     steps = [_written(kind, write, world) for kind, write in _writers(config, overview)]
     if steps:
-        run = run_job.ended(replace(run, steps=(*run.steps, *steps)), world.now(), world.stop)
+        # A signal that comes now ends nothing that the run is for: a complete run is not made up for.
+        stop = world.stop if run.outcome is Outcome.INTERRUPTED else Stop()
+        run = run_job.ended(replace(run, steps=(*run.steps, *steps)), world.now(), stop)
         run = _record(run, world)
     if config.notifiers:
         known = None if isinstance(overview, Exception) else overview

@@ -62,6 +62,9 @@ def test_events_are_reported_with_their_domains(monkeypatch: pytest.MonkeyPatch)
         {**EVENT, "event": "warning", "message": "Slow.", "domain": "web"},
         {**EVENT, "event": "progress", "dev": "vda", "phase": "copy", "done_bytes": 1, "total_bytes": 2, "domain": "w"},
         {**EVENT, "event": "of the future"},
+        {**EVENT, "event": "step", "text": "With another member."},
+        {**EVENT, "event": "progress", "dev": "vda", "phase": "of the future", "done_bytes": 1, "total_bytes": 2},
+        {**EVENT},
     ]
     lines = [*map(json.dumps, events), "vbackup: warning: Old.", "vbackup: It failed.", "{broken", "no end"]
     does(monkeypatch, f"sys.stderr.write({chr(10).join(lines)!r}); sys.exit(3)")

@@ -177,6 +177,17 @@ def test_a_run_that_was_stopped_does_not_wait_for_libvirt(
     assert announcements.calls[-1][1].outcome is Outcome.INTERRUPTED
 
 
+def test_a_signal_after_the_steps_makes_no_good_run_an_interrupted_one(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metrics, "write", lambda *_arguments: site.stop.request(signal.SIGTERM))
+    ran = do(site, metrics_file=tmp_path / "vbackup.prom")
+    assert (ran.runs[0].outcome, ran.runs[0].status, ran.status) == (Outcome.DONE, 0, 143)
+    last = site.store.last("nightly")
+    assert last is not None
+    assert last.outcome is Outcome.DONE
+
+
 def test_a_record_that_cannot_be_written_is_unusual_and_is_told(site: Site, announcements: Announcements) -> None:
     def full(*_of_step: object) -> Ended:
         for path in (site.store.state / "runs" / "nightly").iterdir():
