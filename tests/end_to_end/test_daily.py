@@ -270,7 +270,7 @@ def test_clock_that_is_a_year_ahead(host: Host) -> None:
     assert host.night(before="faketime -f +365d").mails == []
     right = host.night()
     right.assert_told("UNUSUAL: The clock says ", "the clock has been set back, or was wrong then.")
-    assert "is of the future: the clock is wrong, or was when it was made." in right.mails[0][1]
+    assert " of domain web is of the future: the clock is wrong, or was when it was made." in right.mails[0][1]
     after = host.night()
     assert after.mails == []  # a backup of the future is there until then
     assert "is of the future" in after.text
