@@ -159,7 +159,7 @@ def test_disks_are_mounted_and_unmounted(browser: Browser, place: Path, guests: 
     browser.click("link", "web")
     browser.click("button", f"Files in {guests.backups[0].id}")
     browser.click("button", "Mount the disks …")
-    browser.type("Directory", "/nonexistent/here")
+    browser.type("Directory", str(place / "missing" / "here"))
     browser.click("button", "Mount")
     browser.find("alert", "Error: *")
     browser.type("Directory", str(place / "mounted here"))
@@ -232,6 +232,7 @@ def test_keys_alone_will_do(browser: Browser) -> None:
 
 
 @pytest.mark.skipif(namespaces.reason_not_to_enter() is not None, reason="covers files of the system")
+@pytest.mark.skipif(cockpit_.NEEDS_SYSTEMD, reason="the login of this Cockpit needs systemd")
 def test_user_without_rights_is_told_so(
     chromedriver: Driver, cockpit: Cockpit, guests: Recorded, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

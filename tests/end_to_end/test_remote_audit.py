@@ -135,11 +135,6 @@ def test_other_commands_reach_the_domain(audited: Audited) -> None:
     differ = audited.run("diff", first, second, "--json").document
     assert "vda" in str(differ)
     assert audited.run("recover", "web").stdout == "No unfinished backups.\n"
-    before = audited.machine.state()
-    options = ("session", "begin", "web", "--tracker", "acme")
-    refused = audited.run(*options, status=5)
-    assert "is served where its domain is: run 'vbackup session begin' on that host" in refused.stderr
-    assert audited.machine.state() == before
     argv = (sys.executable, "-m", "vbackup", "-c", audited.hypervisor.uri, "-q", "audit", "web")
     with subprocess.Popen([*argv, "-r", str(audited.repository), "--speed", "64k"]) as process:
         wait_for(lambda: len(audited.machine.execute("query-jobs")) == 2, "the jobs of the audit")

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     )
     from vbackup.api.connection import Connection, connect, create_repository, is_encrypted
     from vbackup.api.copies import OpenedCopies, open_copies, rewrap_copies
-    from vbackup.api.daily import plan_runs, read_config, run_jobs, runs_of
+    from vbackup.api.daily import plan_runs, read_config, run_jobs, runs_of, tell_not_run
     from vbackup.api.fleet import Fleet, connect_all, read_hosts
     from vbackup.api.monitoring import (
         metrics_text,
@@ -531,6 +531,7 @@ __all__ = [
     "show_schedule",
     "split_session_address",
     "status",
+    "tell_not_run",
     "tell_overdue",
     "this_host",
     "total_room",
@@ -683,7 +684,7 @@ _PLACES = {
     "vbackup.hooks.install": "Place:HookPlace State:HookState",
     "vbackup.hooks.daemons": "Daemon:HookDaemon reload_all:reload_daemons",
     # daily operation
-    "vbackup.api.daily": "plan_runs read_config run_jobs runs_of",
+    "vbackup.api.daily": "plan_runs read_config run_jobs runs_of tell_not_run",
     "vbackup.api.configuration": "check_config config_schema config_text effective_config keep_config kept_config "
     "propose_config write_config",
     "vbackup.api.notices": "notifiers send_test_notices tell_overdue",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from vbackup.config.model import Config, Job
+    from vbackup.errors import VbackupError
     from vbackup.operations.run import Ran, RunRequest
     from vbackup.operations.run_job import World
     from vbackup.operations.run_plan import PlannedRun
@@ -51,6 +52,31 @@ def run_jobs(
     from vbackup.operations import run
 
     return run.run(run.RunRequest() if request is None else request, config, _world(reporter, stop, state, now))
+
+
+def tell_not_run(
+    fault: VbackupError,
+    jobs: Sequence[str] = (),
+    *,
+    path: str | os.PathLike[str] | None = None,
+    reporter: Reporter | None = None,
+    state: str | os.PathLike[str] | None = None,
+) -> tuple[str, ...]:
+    """Tell the notifiers that jobs (without names, all) cannot be run for a fault; return what was not sent.
+
+    ``run_jobs`` does that for what it finds; this is for what kept it from being called, such as the ConfigError of
+    ``read_config`` with this ``path``. The notifiers are those that the configuration has in spite of the fault. Raises
+    nothing.
+    """
+    from vbackup.config import loading
+    from vbackup.errors import ConfigError
+    from vbackup.operations import run
+
+    try:
+        loaded = loading.load(None if path is None else [Path(path)])
+    except ConfigError:
+        return ()  # there is nobody to tell
+    return run.tell_fault(fault, jobs, loaded.config, _world(reporter, None, state, None))
 
 
 def plan_runs(

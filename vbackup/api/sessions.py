@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from vbackup import names
 from vbackup.api.connected import Connected, listed
 
 if TYPE_CHECKING:
+    from vbackup.domain.host import Host
     from vbackup.operations.serve_session import ServeSessionRequest, Serving
     from vbackup.operations.session_begin import SessionRequest
     from vbackup.operations.session_changes import Changes, ChangesRequest
@@ -50,10 +52,12 @@ class Sessions(Connected):
 
         Raises UnknownSessionError, StorageError, HostUnreachableError.
         """
-        from vbackup.operations import session_status
+        from vbackup.operations import session_recovery, session_status
 
         store = _known(session_id)
-        with self._host() as host:
+        if session_recovery.is_elsewhere(store.session(session_id)):
+            return session_status.status_elsewhere(session_id, store=store, stop=self._stop(stop))
+        with self._host_of(store.session(session_id)) as host:
             return session_status.status(
                 session_id, host=host, store=store, reporter=self._reporter(reporter), stop=self._stop(stop)
             )
@@ -81,7 +85,7 @@ class Sessions(Connected):
         from vbackup.operations import session_status
 
         store = _known(session_id)
-        with self._host() as host:
+        with self._host_of(store.session(session_id)) as host:
             return session_status.renew(
                 session_id, ttl_s, host=host, store=store, reporter=self._reporter(reporter), stop=self._stop(stop)
             )
@@ -96,7 +100,7 @@ class Sessions(Connected):
         from vbackup.operations import session_end
 
         store = _known(session_id)
-        with self._host() as host:
+        with self._host_of(store.session(session_id)) as host:
             return session_end.commit(
                 session_id, host=host, store=store, reporter=self._reporter(reporter), stop=self._stop(stop)
             )
@@ -110,7 +114,7 @@ class Sessions(Connected):
         from vbackup.operations import session_end
 
         store = _known(session_id)
-        with self._host() as host:
+        with self._host_of(store.session(session_id)) as host:
             return session_end.abort(
                 session_id, host=host, store=store, reporter=self._reporter(reporter), stop=self._stop(stop)
             )
@@ -138,6 +142,23 @@ class Sessions(Connected):
         from vbackup.operations import serve_session
 
         return serve_session.run(request, store=_store(), stop=self._stop(stop), on_ready=on_ready)
+
+    @contextmanager
+    def _host_of(self, session: Session) -> Iterator[Host]:
+        """Yield a connection to the host that a session was begun at, which can be another than the one of the calls.
+
+        Raises HostUnreachableError.
+        """
+        from vbackup.domain.host import Host
+        from vbackup.operations import session_recovery
+
+        begun_at = session.internals.connection if session.internals is not None else None
+        if begun_at is None or begun_at == self.uri or not session_recovery.is_elsewhere(session, than=self.uri):
+            with self._host() as host:
+                yield host
+        else:
+            with Host(begun_at) as host:
+                yield host
 
     def trackers(self, domain: str | None = None, *, reporter: Reporter | None = None) -> list[Tracker]:
         """Return the trackers of all domains, or of the one with this name or UUID; libvirt is not asked.

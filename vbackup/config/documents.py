@@ -174,6 +174,8 @@ def _refuse_foreign(name: str, status: os.stat_result) -> None:
         raise ConfigError(
             name, 0, f"The file is {user_name(status.st_uid)}'s, who could change what vbackup does: 'chown root' it."
         )
-    by_group = status.st_mode & stat.S_IWGRP and os.geteuid() == 0 and status.st_gid != 0
+    # A user's own group has nobody else in it where files are made writable for it (umask 002).
+    own = (0,) if os.geteuid() == 0 else (0, os.getegid())
+    by_group = status.st_mode & stat.S_IWGRP and status.st_gid not in own
     if by_group or status.st_mode & stat.S_IWOTH:
         raise ConfigError(name, 0, "Others can write to the file, and change what vbackup does: 'chmod go-w' it.")

@@ -427,7 +427,7 @@ REPORT = (
 SECRET = (
     Key("file", Kind.PATH, "a file that only you can read"),
     Key("command", Kind.LIST, "a program and its arguments; it prints the secret"),
-    Key("credential", Kind.TEXT, "name of a credential of systemd"),
+    Key("credential", Kind.TEXT, "name of a credential of systemd", check=values.credential_name),
 )
 
 #: The tables with a name: [job.NAME].

@@ -362,7 +362,7 @@ class _Reader:
         return Calendar(at, on if on is not None else frozenset(range(7))), window
 
     def _refuse_no_rule(self, table: _Table) -> None:
-        if not keys.RULES & table.values.keys() and not any(self._has_fault(table, name) for name in keys.RULES):
+        if not keys.RULES & table.values.keys() and not self._written(table.path).keys() - table.values.keys():
             self._fault(
                 table.path,
                 f"[{dotted(table.path)}] has no rule, so it would keep everything; add one such as keep-daily, or leave"
@@ -393,10 +393,14 @@ class _Reader:
 
     def _has_fault(self, table: _Table, name: str) -> bool:
         """Return True if the key is there, and is not valid."""
+        return self._written(table.path).get(name) is not None and name not in table.values
+
+    def _written(self, path: _Path) -> Mapping[str, Any]:
+        """Return the table as the files have it, with what is not valid; empty if there is none."""
         value: Any = self._document.tables
-        for part in (*table.path, name):
+        for part in path:
             value = value.get(part) if isinstance(value, dict) else None
-        return value is not None and name not in table.values
+        return value if isinstance(value, dict) else {}
 
     def _fault_at(self, table: _Table, name: str, fault: str, number: int | None = None) -> None:
         """Note a fault of a key, which may come from [defaults]."""

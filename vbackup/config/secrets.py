@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shlex
 import stat
 import subprocess
@@ -14,6 +13,7 @@ from pathlib import Path
 from selectors import EVENT_READ, DefaultSelector
 
 from vbackup import files
+from vbackup.config import values
 from vbackup.config.model import Secret
 from vbackup.errors import SecretError
 from vbackup.process import refuse_lost_ends
@@ -22,7 +22,6 @@ from vbackup.process import refuse_lost_ends
 MAX_BYTES = 64 * 1024
 #: Where systemd puts what LoadCredential= names (systemd.exec(5)).
 CREDENTIALS = "CREDENTIALS_DIRECTORY"
-_CREDENTIAL = re.compile(r"[A-Za-z0-9_.@:+-]{1,255}", re.ASCII)
 
 
 def read(secret: Secret, timeout_s: float, *, environ: Mapping[str, str] | None = None) -> str:
@@ -61,8 +60,10 @@ def describe(secret: Secret) -> str:
 
 def _credential(source: str, name: str, environ: Mapping[str, str]) -> Path:
     directory = environ.get(CREDENTIALS)
-    if not _CREDENTIAL.fullmatch(name) or name in (".", ".."):
-        raise SecretError(source, "this cannot be the name of a credential")
+    try:
+        values.credential_name(name)
+    except ValueError as err:
+        raise SecretError(source, f"this cannot be the name of a credential: {err}") from None
     if not directory:
         raise SecretError(source, f"{CREDENTIALS} is not set: only a service with LoadCredential={name}:FILE has it")
     return Path(directory) / name

@@ -35,6 +35,7 @@ MAX_NOTE_CHARACTERS = 1000
 #: Units of a duration, in seconds.
 _DURATION_UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "w": 604800}
 _DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)\s*(us|ms|s|min|m|h|d|w)\s*", re.ASCII)
+_CREDENTIAL = re.compile(r"[A-Za-z0-9_.@+-]{1,255}", re.ASCII)
 _KEEP_WITHIN = re.compile(
     r"(?:(?P<years>\d{1,5})y)?(?:(?P<months>\d{1,5})m)?(?:(?P<weeks>\d{1,5})w)?(?:(?P<days>\d{1,5})d)?"
     r"(?:(?P<hours>\d{1,5})h)?",
@@ -219,6 +220,13 @@ def console_pattern(text: str) -> str:
         raise ValueError(f"{text!r} is not a regular expression: {err}") from None
     if matches_nothing:
         raise ValueError(f"{text!r} also matches a console on which nothing is")
+    return text
+
+
+def credential_name(text: str) -> str:
+    """Return the text if systemd takes it as the name of a credential; it stands in units, before a colon."""
+    if not _CREDENTIAL.fullmatch(text) or text in (".", ".."):
+        raise ValueError(f"{text!r} should have 1 to 255 letters, digits and any of _.@+-")
     return text
 
 

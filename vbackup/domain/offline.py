@@ -18,7 +18,7 @@ from vbackup.domain.image_host import ImageHost, ImagesHere, ImagesThere
 from vbackup.domain.opening import OpenImages
 from vbackup.domain.own_writes import OwnWrites
 from vbackup.errors import BusyError, UnsuitableError, VbackupError
-from vbackup.hooks.marks import hand_over, offline_mark
+from vbackup.hooks.marks import Work, hand_over, offline_mark
 from vbackup.model import (
     BlockDriver,
     Consistency,
@@ -51,13 +51,16 @@ def open_off(
     """
     host: ImageHost = ImagesHere()
     elsewhere = None
+    mark: AbstractContextManager[None]
     if not handle.host.is_local:
         from vbackup.remote.daemon import Hypervisor  # which no domain of this host needs
 
         link = handle.host.link(check=access.check)
         host, elsewhere = ImagesThere(link), Hypervisor(link)
+        mark = link.marked(handle.uuid, (Work.RESTORE if access.writes_data else Work.BACKUP).value)
+    else:
+        mark = offline_mark(handle.uuid)
     # The mark is for the hook script. A start that comes before it is noticed by disk_nodes.
-    mark = offline_mark(handle.uuid) if host.is_here else nullcontext()
     with mark, access.images_in_use.claims(handle.name):
         domain = domain_xml.parse(handle.live_xml())
         with (

@@ -7,6 +7,7 @@ Whatever of it is there is ended, whichever step a dead vbackup had reached; doi
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from vbackup.domain import detached
@@ -28,12 +29,21 @@ log = logging.getLogger(__name__)
 TRIES_AGAIN = "The next session of this domain"
 
 
-def in_qemu(session: Session, monitor: Monitor, naming: Naming, *, keeps_checkpoint: bool, reporter: Reporter) -> bool:
+def in_qemu(
+    session: Session,
+    monitor: Monitor,
+    naming: Naming,
+    *,
+    keeps_checkpoint: bool,
+    reporter: Reporter,
+    states: Callable[[str], Collection[str]] | None = None,
+) -> bool:
     """End what QEMU has of a session; return True if nothing is left.
 
-    ``keeps_checkpoint``: the bitmaps of its checkpoint stay. Warnings report what cannot be ended.
+    ``keeps_checkpoint``: the bitmaps of its checkpoint stay. ``states``: see Place. Warnings report what cannot be
+    ended.
     """
-    place = place_of(session)
+    place = place_of(session, states)
     internals = session.internals
     checkpoint = internals.checkpoint if internals is not None else None
     marks = internals.new_marks if internals is not None else ()
@@ -54,7 +64,7 @@ def in_qemu(session: Session, monitor: Monitor, naming: Naming, *, keeps_checkpo
     return undo.is_complete
 
 
-def place_of(session: Session) -> Place | None:
+def place_of(session: Session, states: Callable[[str], Collection[str]] | None = None) -> Place | None:
     """Return where a session is served, None if that was not decided yet."""
     directory = session_directory(session)
     if directory is None or session.internals is None:
@@ -65,6 +75,7 @@ def place_of(session: Session) -> Place | None:
         session.listen,
         None if session.tls is None else Path(session.tls),
         server=None if bound is None else Path(bound),
+        states=states,
     )
 
 

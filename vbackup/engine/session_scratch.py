@@ -18,10 +18,11 @@ That memory is used only as far as there are tables.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from vbackup.engine import fleecing
+from vbackup.engine.audit_scratch import RemoteScratch
 from vbackup.engine.session_plan import SessionDiskPlan
 from vbackup.errors import DiskError, FdsNotNeededError, FdsNotPassedError, QmpError, StorageError, UnsuitableError
 from vbackup.files import nameless, storage_errors
@@ -75,6 +76,8 @@ def open_overlays(
     *,
     undo: Undo,
     security_labels: Sequence[SecurityLabel] = (),
+    there: RemoteScratch | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> None:
     """Make an overlay for each disk and open it in QEMU; ``undo`` gets the end of the nodes.
 
@@ -82,15 +85,20 @@ def open_overlays(
     descriptors, StorageError, NoSpaceError.
     """
     nodes = [disk.exported for disk in disks]
+    place = os.fspath(directory) if there is None else there.place
     undo.push("close the scratch images in QEMU", lambda: targets.close_in_qemu(monitor, nodes))
     for disk in disks:
-        what = f"make a scratch image in {directory}"
+        what = f"make a scratch image in {directory if there is None else there.here}"
         outer_bytes = file_bytes(disk.size_bytes)
         with storage_errors(what):
-            fd, inner_fd = nameless(directory), nameless(directory)
+            here = directory if there is None else there.here
+            fd, inner_fd = nameless(here), nameless(here)
         try:
             qemu_img.create_inside(inner_fd, fd, disk.size_bytes, outer_bytes, what=what)
-            filename = _pass(monitor, fd, disk.exported)
+            if there is None:
+                filename = _pass(monitor, fd, disk.exported)
+            else:
+                filename = there.lend(monitor, fd, disk.exported, check=check)
             monitor.execute(
                 "blockdev-add",
                 overlay(
@@ -102,10 +110,12 @@ def open_overlays(
             )
         except QmpError as err:
             if err.description.is_denied:
+                if there is not None:
+                    raise StorageError(there.denied(security_labels, str(err.description))) from err
                 message = targets.denied(directory, security_labels, by_descriptor=True)
                 raise StorageError(message) from err
             raise StorageError(
-                f"QEMU cannot open an image in the scratch directory {directory}: {err.description.rstrip('.')}."
+                f"QEMU cannot open an image in the scratch directory {place}: {err.description.rstrip('.')}."
             ) from err
         finally:
             os.close(fd)

@@ -17,7 +17,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -60,6 +60,8 @@ class Place:
     tls: Path | None = None  #: directory with ca-cert.pem, server-cert.pem and server-key.pem
 
     server: Path | None = None  #: where the unix socket was bound; None: at ``socket``
+    #: of a domain on another host: the states of the unix sockets that were bound at a path there
+    states: Callable[[str], Collection[str]] | None = None
 
     @property
     def socket(self) -> Path | None:
@@ -98,25 +100,10 @@ def start(monitor: Monitor, place: Place, naming: Naming, *, undo: Undo) -> None
     """
     undo.push("stop the NBD server", lambda: stop_if_unused(monitor, naming, place))
     creds = _add_creds(monitor, place.tls, naming) if place.tls is not None else {}
-    name = _fd_name(naming)
-    listening = (
-        sockets.listen_unix(place.directory / SOCKET) if place.listen is None else sockets.listen_tcp(place.listen)
-    )
-    try:
-        monitor.execute("getfd", {"fdname": name}, fd=listening.fileno())
-        address: dict[str, object] = {"type": "fd", "data": {"str": name}}
-    except FdsNotNeededError:
-        # It opens sockets with our rights, in our directory.
-        listening.close()
-        (place.directory / SOCKET).unlink(missing_ok=True)
-        address = _address(place)
-    except FdsNotPassedError as err:
-        raise UnsuitableError(
-            f"A session needs a connection that can carry file descriptors, and this one cannot ({err}) Run vbackup on"
-            " the host of the domain."
-        ) from err
-    finally:
-        listening.close()
+    if place.states is None:
+        address = _pass_socket(monitor, place, naming)
+    else:  # the helper there has passed it
+        address = {"type": "fd", "data": {"str": fd_name(naming)}}
     try:
         monitor.execute("nbd-server-start", {"addr": address, **creds})
     except QmpError as err:
@@ -126,6 +113,29 @@ def start(monitor: Monitor, place: Place, naming: Naming, *, undo: Undo) -> None
                 " domjobinfo' shows it), and it has only one. Run the same command again when that has ended."
             ) from err
         raise
+
+
+def _pass_socket(monitor: Monitor, place: Place, naming: Naming) -> dict[str, object]:
+    """Give QEMU a socket that listens at the place; return its address."""
+    name = fd_name(naming)
+    listening = (
+        sockets.listen_unix(place.directory / SOCKET) if place.listen is None else sockets.listen_tcp(place.listen)
+    )
+    try:
+        monitor.execute("getfd", {"fdname": name}, fd=listening.fileno())
+    except FdsNotNeededError:
+        # It opens sockets with our rights, in our directory.
+        listening.close()
+        (place.directory / SOCKET).unlink(missing_ok=True)
+        return _address(place)
+    except FdsNotPassedError as err:
+        raise UnsuitableError(
+            f"A session needs a connection that can carry file descriptors, and this one cannot ({err}) Run vbackup on"
+            " the host of the domain."
+        ) from err
+    finally:
+        listening.close()
+    return {"type": "fd", "data": {"str": name}}
 
 
 def share(first: Path, place: Place) -> None:
@@ -179,8 +189,11 @@ def stop_if_unused(monitor: Monitor, naming: Naming, place: Place) -> None:
     That somebody greets at a session's socket, or at its port and QEMU has our certificates, proves that it is ours.
     Raises BusyError if a client that has not asked for an export keeps its connection.
     """
-    _forget(monitor, "closefd", {"fdname": _fd_name(naming)})  # a socket that no server has got
-    is_ours = is_served(place) if place.listen is None else _is_our_port(monitor, naming, place.listen)
+    _forget(monitor, "closefd", {"fdname": fd_name(naming)})  # a socket that no server has got
+    if place.states is not None:
+        is_ours = place.server is not None and sockets.LISTENING in place.states(str(place.server))
+    else:
+        is_ours = is_served(place) if place.listen is None else _is_our_port(monitor, naming, place.listen)
     if not is_ours:
         _forget(monitor, "object-del", {"id": _creds_id(naming)})
     if not is_ours or exports(monitor):
@@ -204,7 +217,9 @@ def _wait_for_clients(place: Place) -> None:
     """Wait until nobody is connected. Raises BusyError."""
     deadline, pause = time.monotonic() + NEGOTIATION_S, threading.Event()
     while True:
-        if place.listen is not None:
+        if place.states is not None:
+            is_busy = sockets.CONNECTED in place.states(str(place.server))
+        elif place.listen is not None:
             is_busy = sockets.has_tcp_connections(place.listen)
         else:
             is_busy = sockets.has_connections(place.server or place.directory / SOCKET)
@@ -266,7 +281,8 @@ def _add_creds(monitor: Monitor, directory: Path, naming: Naming) -> dict[str, s
     return {"tls-creds": _creds_id(naming)}
 
 
-def _fd_name(naming: Naming) -> str:
+def fd_name(naming: Naming) -> str:
+    """Return what QEMU calls the socket that its server gets."""
     return f"{naming.prefix}nbd"
 
 

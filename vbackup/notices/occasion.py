@@ -60,7 +60,7 @@ def decide(
         faults = faults_of(run)
         is_failure_new = before is None or not before.is_told or before.faults != faults
         failures[run.job] = Failure(faults, run.started.isoformat() if before is None else before.since, is_told=True)
-    elif run is not None:
+    elif run is not None and not run.is_partial:
         is_recovered = failures.pop(run.job, None) is not None
 
     states = () if overview is None else tuple(one for one in overview.domains if jobs is None or one.job in jobs)

@@ -23,6 +23,7 @@ from vbackup.domain import hosts_file, selection
 from vbackup.domain.host import Host
 from vbackup.domain.selection import Selection
 from vbackup.errors import ConfigError, MissingPackageError, UsageError, VbackupError
+from vbackup.operations import run_commands
 from vbackup.repository.repository import Repository
 from vbackup.scripts import finding
 from vbackup.stop import Stop
@@ -113,6 +114,7 @@ class _Checking:
             self._check_targets()
             jobs = tuple(self._job(job) for job in self.config.jobs.values())
             self._check_covered(jobs)
+            self._check_contested(jobs)
             for notifier in self.config.notifiers.values():
                 self._check_notifier(notifier)
             self._check_outputs()
@@ -320,6 +322,16 @@ class _Checking:
             for one in able.chosen:
                 if (host.real_uri, one.name) not in covered:
                     self._warn(Place(self.config.paths[0], 0), f"No job backs up domain {one.name} at {host.real_uri}.")
+
+    def _check_contested(self, jobs: Sequence[CheckedJob]) -> None:
+        """Warn of domains of which nothing is removed, as two jobs with one repository have other rules for them."""
+        for checked in jobs:
+            job = self.config.jobs[checked.name]
+            known = {one.name: one.name for one in checked.domains if one.left_out is None}
+            for domain, other in run_commands.contested(job, self.config, known).items():
+                if checked.name < other:  # once for both
+                    place = self._place("job", job.name, "prune")
+                    self._warn(place, run_commands.contradiction(domain, job.name, other))
 
     def _check_files(self, job: Job, *, is_local: bool) -> None:
         """Look for the files and directories that a job names."""

@@ -10,7 +10,7 @@ from datetime import datetime
 
 from vbackup import machine, names
 from vbackup.config.model import Config, Job
-from vbackup.errors import BusyError, Status, UsageError, VbackupError
+from vbackup.errors import BusyError, InterruptedBySignalError, Status, StorageError, UsageError, VbackupError
 from vbackup.files import reported
 from vbackup.operations import run_end, run_job, run_results
 from vbackup.operations.run_job import JobRun, World
@@ -72,6 +72,8 @@ def run(request: RunRequest, config: Config, world: World) -> Ran:
             log.debug("unexpected", exc_info=err)
             known = reported(err)
             made = NotRun(job.name, str(known), known)
+            if not isinstance(known, InterruptedBySignalError):
+                run_end.told(_failed(job.name, config, known, world.now()), config, world)
         if isinstance(made, Run):
             runs.append(made)
         else:
@@ -81,6 +83,15 @@ def run(request: RunRequest, config: Config, world: World) -> Ran:
     if world.stop.signum is not None:
         status = int(Status.SIGNAL + world.stop.signum)
     return Ran(tuple(runs), tuple(not_run), int(status))
+
+
+def tell_fault(fault: VbackupError, jobs: Sequence[str], config: Config, world: World) -> tuple[str, ...]:
+    """Tell who wants to know that jobs cannot be run, and return what was not sent; without names, all jobs.
+
+    ``config`` is the configuration as far as it could be read: a fault in a job leaves the notifiers. Raises nothing.
+    """
+    runs = [_failed(name, config, fault, world.now()) for name in dict.fromkeys(jobs or config.jobs)]
+    return tuple(sentence for one in runs for sentence in run_end.told(one, config, world))
 
 
 def chosen(words: Sequence[str], config: Config) -> list[Job]:
@@ -135,7 +146,9 @@ def _run_locked(
     before = world.store.list(job.name, due.RECENT)
     kept = Log(world.reporter, world.now)
     world = replace(world, reporter=kept)
-    new = _new(job, config, world.now(), scheduled)
+    new = _new(job.name, str(config.repositories[job.repository].path), world.now(), scheduled)
+    whole = config.jobs[job.name]
+    new = replace(new, is_partial=(job.domains, job.exclude) != (whole.domains, whole.exclude))
     ours = replace(config, jobs={**config.jobs, job.name: job})
     path = config.repositories[job.repository].path
     with ExitStack() as stack:
@@ -158,8 +171,8 @@ def _run_locked(
         now = world.now()
         jump = due.jump(job, before, now)
         unusual = due.unusual(before, scheduled, now, job.random_delay_s)
-        begun = world.store.begin(
-            replace(new, started=now, id=names.stamp(now), unusual=(*unusual, *([jump] if jump else [])))
+        begun = _begun(
+            replace(new, started=now, id=names.stamp(now), unusual=(*unusual, *([jump] if jump else []))), world
         )
         for sentence in begun.unusual:
             world.reporter.warning(sentence)
@@ -170,19 +183,38 @@ def _run_locked(
         return run_end.finish(replace(done, notices=told.sentences), ours, world, kept)
 
 
+def _begun(run: Run, world: World) -> Run:
+    """Put the run on record as one that is at work, and return it. Raises BusyError."""
+    try:
+        return world.store.begin(run)
+    except StorageError as err:  # backups are worth more than their record; each step tries again, and warns
+        log.debug("not on record: %s", err)
+        return run
+
+
 def _without_lock(new: Run, err: BusyError, world: World) -> Run:
-    """Return the run that did nothing, as the repository was not free. Raises StorageError."""
-    fault = Fault(err.code, int(err.status), str(err))
+    """Return the run that did nothing, as the repository was not free. Raises BusyError."""
     world.reporter.warning(str(err))
-    step = Step(StepKind.BACKUP, Outcome.FAILED, None, None, int(err.status), faults=(fault,))
-    return run_job.ended(world.store.begin(replace(new, steps=(step,))), world.now(), world.stop)
+    return run_job.ended(_begun(replace(new, steps=(_refused(err),)), world), world.now(), world.stop)
 
 
-def _new(job: Job, config: Config, now: datetime, scheduled: datetime | None) -> Run:
+def _failed(job: str, config: Config, err: VbackupError, now: datetime) -> Run:
+    """Return the run of a job that could not even begin, for those who are told."""
+    entry = config.repositories.get(config.jobs[job].repository) if job in config.jobs else None
+    new = _new(job, "unknown" if entry is None else str(entry.path), now, None)
+    return replace(new, ended=now, outcome=Outcome.FAILED, status=int(err.status), steps=(_refused(err),))
+
+
+def _refused(err: VbackupError) -> Step:
+    fault = Fault(err.code, int(err.status), str(err))
+    return Step(StepKind.BACKUP, Outcome.FAILED, None, None, fault.status, faults=(fault,))
+
+
+def _new(job: str, repository: str, now: datetime, scheduled: datetime | None) -> Run:
     return Run(
         id=names.stamp(now),
-        job=job.name,
-        repository=str(config.repositories[job.repository].path),
+        job=job,
+        repository=repository,
         host=machine.this_host().name,
         scheduled=scheduled,
         started=now,

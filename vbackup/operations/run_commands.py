@@ -135,5 +135,33 @@ def belonging(job: Job, known: Mapping[str, str]) -> list[str]:
     ]
 
 
+def contested(job: Job, config: Config, known: Mapping[str, str]) -> dict[str, str]:
+    """Return those of the domains that also belong to another job with the same repository and other rules, by UUID.
+
+    The values are the names of these jobs. Each job would remove what the other one keeps, so that together they keep
+    only what both of them do: nothing is removed of such a domain.
+    """
+    if not _rules(job):
+        return {}
+    others = [
+        one
+        for one in config.jobs.values()
+        if one.name != job.name and one.repository == job.repository and _rules(one) not in ({}, _rules(job))
+    ]
+    return {uuid: one.name for one in others for uuid in belonging(one, known)}
+
+
+def contradiction(domain: str, job: str, other: str) -> str:
+    """Return why no backup of a domain is removed that two jobs with other rules share."""
+    return (
+        f"No backup of domain {domain} is removed: it belongs to jobs {job} and {other}, which have one repository"
+        " and other rules. Give both the same rules, or exclude it from one."
+    )
+
+
+def _rules(job: Job) -> Options:
+    return {name: value for name, value in job.options.get("prune", {}).items() if name in RULES}
+
+
 def _matches(words: Sequence[str], name: str, uuid: str) -> bool:
     return any(word == name or word.lower() == uuid or fnmatchcase(name, word) for word in words)

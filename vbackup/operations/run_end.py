@@ -71,6 +71,11 @@ def finish(done: Run, config: Config, world: World, kept: Log) -> Run:
     return run
 
 
+def told(run: Run, config: Config, world: World) -> tuple[str, ...]:
+    """Tell who wants to know of a run that could not begin, and is on no record; return what was not sent."""
+    return _announce(run, None, config, world, phase="end", log_tail="") if config.notifiers else ()
+
+
 def _record(run: Run, world: World) -> Run:
     """Write the run down; that it cannot be is unusual, and no reason to give up."""
     try:

@@ -118,6 +118,7 @@ class JobRun:
             self._refuse(planned)
             self.world.reporter.step(f"Job {self.job.name}: {title(planned.kind, planned.target)}.")
             ended = self._DO[planned.kind](self, planned)
+            return self._judged(planned, ended, started=started, duration_s=_since(begun_s))
         except _NotDoneError as reason:
             return Step(planned.kind, Outcome.SKIPPED, None, None, None, target=planned.target, reason=str(reason))
         except Exception as err:  # whatever it is, it belongs to this step, and the run goes on
@@ -126,8 +127,11 @@ class JobRun:
             fault = Fault(known.code, int(known.status), str(known))
             self.world.reporter.warning(str(known))
             return replace(self._failed(planned, fault), started=started, duration_s=_since(begun_s))
+
+    def _judged(self, planned: Planned, ended: Sequence[Ended], *, started: datetime, duration_s: float) -> Step:
+        """Return the step, and keep what others need to know of it."""
         stopped = self.world.stop.signum is not None
-        step = run_results.step(planned, ended, started=started, duration_s=_since(begun_s), stopped=stopped)
+        step = run_results.step(planned, ended, started=started, duration_s=duration_s, stopped=stopped)
         if planned.kind is StepKind.BACKUP:
             step = self._after_backup(step)
         elif planned.kind is StepKind.COPY:
@@ -183,7 +187,19 @@ class JobRun:
         return step
 
     def _prune(self, _planned: Planned) -> list[Ended]:
-        return [self._execute(run_commands.prune(self.job, self.config, _words(self._present())))]
+        present = self._present()
+        repository = self._repository()
+        known = {uuid: repository.name_of(uuid) for uuid in present.uuids}
+        contested = run_commands.contested(self.job, self.config, known)
+        sentences = [run_commands.contradiction(known[uuid], self.job.name, other) for uuid, other in contested.items()]
+        free = [uuid for uuid in present.uuids if uuid not in contested]
+        if not free:
+            raise _NotDoneError(sentences[0])
+        for sentence in sentences:
+            self.world.reporter.warning(sentence)
+        words = _words(_Domains(free, present.are_all and not contested))
+        ended = self._execute(run_commands.prune(self.job, self.config, words))
+        return [replace(ended, warnings=(*ended.warnings, *sentences))]
 
     def _verify(self, _planned: Planned) -> list[Ended]:
         return [self._execute(run_commands.verify(self.job, self.config, _words(self._present())))]

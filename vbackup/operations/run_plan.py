@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import NamedTuple
 
 from vbackup.config.model import Config, Job
 from vbackup.errors import VbackupError
@@ -47,6 +48,11 @@ class PlannedRun:
         return f"Job {self.job.name} {self.due.reason}{closed}."
 
 
+class _Domains(NamedTuple):
+    uuids: list[str]
+    are_all: bool  #: that are in the repository
+
+
 def plan(jobs: Sequence[Job], config: Config, world: World) -> tuple[PlannedRun, ...]:
     """Return each of the jobs with its times and its steps. Raises StorageError if the record cannot be read."""
     return tuple(_plan(job, config, world) for job in jobs)
@@ -63,9 +69,9 @@ def _plan(job: Job, config: Config, world: World) -> PlannedRun:
         known = {uuid: repository.name_of(uuid) for uuid in repository.uuids()}
     except VbackupError as err:
         error = err
-    domains = run_commands.belonging(job, known)
+    domains = {uuid: known[uuid] for uuid in run_commands.belonging(job, known)}
     steps = [
-        PlannedStep(one.kind, one.target, _commands(one, job, config, domains, until))
+        PlannedStep(one.kind, one.target, _commands(one, job, config, _of_step(one, job, config, domains), until))
         for one in run_commands.steps(job, config)
     ]
     last = runs[0] if runs else None
@@ -81,9 +87,16 @@ def _plan(job: Job, config: Config, world: World) -> PlannedRun:
     )
 
 
+def _of_step(planned: Planned, job: Job, config: Config, known: Mapping[str, str]) -> _Domains:
+    """Return the domains that a step works on."""
+    contested = run_commands.contested(job, config, known) if planned.kind is StepKind.PRUNE else {}
+    return _Domains([uuid for uuid in known if uuid not in contested], run_commands.has_all(job) and not contested)
+
+
 def _commands(
-    planned: Planned, job: Job, config: Config, domains: list[str], until: datetime | None
+    planned: Planned, job: Job, config: Config, of_step: _Domains, until: datetime | None
 ) -> tuple[Argv, ...]:
+    domains, are_all = of_step
     kind, target = planned.kind, planned.target or ""
     if kind is StepKind.BACKUP:
         return (run_commands.backup(job, config, until=until),)
@@ -91,7 +104,7 @@ def _commands(
         return ()
     if kind is StepKind.AUDIT:
         return tuple(run_commands.audit(job, config, domain, None) for domain in domains)
-    words = None if run_commands.has_all(job) else domains
+    words = None if are_all else domains
     makers = {
         StepKind.COPY: lambda: run_commands.copy(job, config, target, words),
         StepKind.COPY_PRUNE: lambda: run_commands.copy_prune(job, config, target, domains),

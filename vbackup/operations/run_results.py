@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Any
 
 from vbackup.amounts import size
-from vbackup.errors import DamagedError, Status
+from vbackup.errors import DamagedError, Status, VbackupError, error_document
 from vbackup.operations.run_children import Ended
 from vbackup.operations.run_commands import Planned
 from vbackup.runs.record import DomainResult, Fault, Outcome, Step, StepKind
@@ -25,6 +25,7 @@ def step(planned: Planned, ended: Sequence[Ended], *, started: datetime, duratio
 
     ``stopped``: the run was asked to stop, so a signal that ended the step was passed on to it.
     """
+    ended = [_believed(one) for one in ended]
     status = joined_status([one.status for one in ended])
     faults = [fault for one in ended for fault in _faults(one)]
     warnings = [warning for one in ended for warning in one.warnings]
@@ -42,6 +43,14 @@ def step(planned: Planned, ended: Sequence[Ended], *, started: datetime, duratio
         summary=_SUMMARIES[planned.kind](documents) if documents else "",
         document={"documents": documents} if is_several else (documents[0] if documents else None),
     )
+
+
+def _believed(ended: Ended) -> Ended:
+    """Return how a command ended; one that says that all is well, and not what it has done, has failed."""
+    if ended.status == Status.DONE and ended.document is None:
+        said = "It ended with status 0, but did not say what it has done: run it by hand to see why."
+        return replace(ended, status=int(Status.FAILED), document=error_document(VbackupError(said)))
+    return ended
 
 
 def joined_status(statuses: Sequence[int]) -> int:

@@ -11,6 +11,7 @@ from datetime import datetime
 from pathlib import Path
 
 from vbackup import names
+from vbackup.config.calendar import DAYS, Calendar
 from vbackup.config.model import Config, Job, Notifier
 from vbackup.errors import UsageError
 from vbackup.runs import store
@@ -58,9 +59,19 @@ def of_job(job: Job, config: Config, request: ScheduleRequest, now: datetime) ->
         environment=((store.ENVIRONMENT, state),) if state else (),
         writable=tuple(_writable(job, config)),
         credentials=tuple(_credentials(job, config, request)),
-        on_calendar=calendars.on_calendar(job.calendar, year=now.year),
+        on_calendar=(*calendars.on_calendar(job.calendar, year=now.year), *_opening(job, job.calendar)),
         random_delay_s=job.random_delay_s,
+        sends_mail=request.is_user and any(one.mail_to for one in _notifiers(job, config)),
     )
+
+
+def _opening(job: Job, calendar: Calendar) -> Iterator[str]:
+    """Yield when the window of the job opens: a run that is made up for waits for that, and nothing else would call it.
+
+    If nothing is due then, nothing is done.
+    """
+    if job.window is not None and (job.window.start not in calendar.times or len(calendar.days) < len(DAYS)):
+        yield f"*-*-* {job.window.start:%H:%M}:00"
 
 
 def _writable(job: Job, config: Config) -> Iterator[Path]:

@@ -8,6 +8,7 @@ that a vbackup that is killed costs nothing.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -32,15 +33,19 @@ from vbackup.engine import (
     session_server,
     session_survey,
 )
+from vbackup.engine.audit_scratch import RemoteScratch
 from vbackup.engine.base import Reason
 from vbackup.engine.fleecing import SpaceWatch
-from vbackup.engine.fleecing_area import LocalArea
+from vbackup.engine.fleecing_area import REMOTE_DIRECTORY, Area, LocalArea, RemoteArea
 from vbackup.engine.session_plan import SessionPlan
 from vbackup.engine.session_server import Place
 from vbackup.engine.session_survey import SessionDomain, Wanted
-from vbackup.errors import BusyError, QmpError, UnsuitableError
+from vbackup.errors import BusyError, ForwardingError, QmpError, UnsuitableError
+from vbackup.files import storage_errors
+from vbackup.images import throwaway
 from vbackup.model import Level, Quiesce
 from vbackup.operations import session_daemon, session_recovery, session_watcher
+from vbackup.operations.session_watcher.linked import Order
 from vbackup.process import Process
 from vbackup.qemu import jobs
 from vbackup.qemu.monitor import block_nodes
@@ -65,7 +70,8 @@ class SessionRequest:
 
     domain: str  #: name or UUID
     tracker: str
-    scratch: Path  #: directory for what the guest overwrites
+    #: directory of the domain's host for what the guest overwrites; None: TMPDIR, or /var/tmp, which it is elsewhere
+    scratch: Path | None = None
     level: Level = Level.AUTO
     base: str | None = None  #: the checkpoint to start from; None: the newest, or the last full for a differential
     disks: tuple[str, ...] = ()  #: only these, if any
@@ -87,17 +93,16 @@ def begin(
     UnknownCheckpointError, BaseError if the level needs a base, BusyError if QEMU's NBD server is used by others, and
     what a backup raises up to its moment. Nothing of the session is left then.
     """
-    if not host.is_local:
-        raise UnsuitableError(
-            f"{host.real_uri} is another host, and a session is served where its domain is: run 'vbackup session begin'"
-            " on that host, or back the domain up from here with 'vbackup backup', which needs no session."
-        )
     handle = host.domain(request.domain)
     stop.check()
-    space = SpaceWatch.over(LocalArea(request.scratch))
+    if not host.is_local:
+        _refuse_elsewhere(request, handle)
+    request = replace(request, scratch=request.scratch or _default_scratch(host))
+    space = SpaceWatch.over(_area(request, handle, stop))
     session_recovery.forget_old(store, host, now=datetime.now(timezone.utc), stop=stop)
     with store.locked(handle.uuid, stop=stop, name=handle.name) as domain:
         alive = session_recovery.refuse_alive(domain, handle, request.tracker, reporter=reporter)
+        alive = [one for one in alive if session_recovery.is_at(one, host)]
         _refuse_other_server(request, alive)
         domain.forget_old(datetime.now(timezone.utc))
         return _begin(
@@ -110,6 +115,42 @@ def begin(
             reporter=reporter,
             stop=stop,
         )
+
+
+def _refuse_elsewhere(request: SessionRequest, handle: DomainHandle) -> None:
+    """Raise UnsuitableError for a session that a domain on another host cannot have."""
+    uri = handle.host.real_uri
+    others = (
+        f"run 'vbackup session begin' on that host, or back domain {handle.name} up from here with 'vbackup backup',"
+        " which needs no session"
+    )
+    if not handle.host.has_link:
+        raise UnsuitableError(
+            f"{uri} is another host, and a session of a domain there needs SSH, through which its disks are served"
+            f" here: use a URI such as qemu+ssh://root@HOST/system, {others}."
+        )
+    if request.listen is not None:
+        raise UnsuitableError(
+            f"{uri} is another host, whose disks are served here, on a unix socket only: leave out --listen, and use"
+            f" 'vbackup serve-session' for other hosts, or {others}."
+        )
+    if not handle.is_active():
+        raise UnsuitableError(
+            f"Domain {handle.name} is off, and a session from here serves only a domain that is running: start it,"
+            f" {others}."
+        )
+
+
+def _default_scratch(host: Host) -> Path:
+    return throwaway.default_directory() if host.is_local else REMOTE_DIRECTORY
+
+
+def _area(request: SessionRequest, handle: DomainHandle, stop: Stop) -> Area:
+    """Return where the overlays are."""
+    assert request.scratch is not None
+    if handle.host.is_local:
+        return LocalArea(request.scratch)
+    return RemoteArea(handle.host.link(check=stop.check), handle.uuid, os.fspath(request.scratch))
 
 
 def _refuse_other_server(request: SessionRequest, alive: Sequence[Session]) -> None:
@@ -138,7 +179,9 @@ def _begin(
     session_id = names.new_session_id(now)
     directory = sockets.path_of(socket_directory, session_id)
     first = next((one for one in alive if one.socket is not None), None)
-    place = Place(directory, request.listen, request.tls, server=_bound(first))
+    place = Place(
+        directory, request.listen, request.tls, server=_bound(first), states=session_recovery.states_at(handle.host)
+    )
     undo_in_qemu = Undo(reporter, tries_again=session_close.TRIES_AGAIN)
     with Undo(reporter, tries_again=session_close.TRIES_AGAIN) as undo:
         undo.push("forget the session", lambda: _forget(domain, session_id, place, is_clean=undo_in_qemu.is_complete))
@@ -155,9 +198,12 @@ def _begin(
             made = session_survey.plan_of(wanted, tracker, this)
             session = domain.write(_planned(request, session, made, place))
             # Before QEMU has anything: whatever becomes of this process, somebody is there to end it.
-            session = session_watcher.start(
-                session, domain, host=handle.host, reserve_bytes=reserve_bytes, reporter=reporter
-            )
+            if handle.host.is_local:
+                session = session_watcher.start(
+                    session, domain, host=handle.host, reserve_bytes=reserve_bytes, reporter=reporter
+                )
+            else:
+                session, place = _linked(session, domain, place, this, first=first, reserve_bytes=reserve_bytes)
             with undo_in_qemu:
                 session = _serve(request, made, session, this, place=place, first=first, undo=undo_in_qemu)
                 if off is not None:
@@ -168,6 +214,27 @@ def _begin(
             if off is not None:
                 off.leave(session.id)
     return session
+
+
+def _linked(
+    session: Session,
+    domain: DomainStore,
+    place: Place,
+    this: SessionDomain,
+    *,
+    first: Session | None,
+    reserve_bytes: int,
+) -> tuple[Session, Place]:
+    """Start the watcher of a session on another host, and give the socket that it has forwarded the usual name here."""
+    order = Order.of(session.domain_uuid, this.naming, first)
+    host = this.source.handle.host
+    session, path = session_watcher.start_linked(session, domain, host=host, order=order, reserve_bytes=reserve_bytes)
+    assert session.internals is not None
+    assert session.internals.server is not None
+    socket = place.directory / session_server.SOCKET
+    with storage_errors(f"make the socket {socket}"):
+        socket.symlink_to(path)
+    return session, replace(place, server=Path(session.internals.server))
 
 
 def _bound(first: Session | None) -> Path | None:
@@ -207,6 +274,7 @@ def _opened(
 
 def _draft(request: SessionRequest, session_id: str, place: Place, handle: DomainHandle, *, now: datetime) -> Session:
     """Return the session as it is written down before there is anything of it."""
+    assert request.scratch is not None
     return Session(
         id=session_id,
         tracker=request.tracker,
@@ -224,9 +292,9 @@ def _draft(request: SessionRequest, session_id: str, place: Place, handle: Domai
         tls=None if place.tls is None else str(place.tls.absolute()),
         internals=Internals(
             writer=Process.this(),
-            scratch=str(request.scratch.absolute()),
+            scratch=str(request.scratch if handle.host.has_link else request.scratch.absolute()),
             sockets=str(place.directory),
-            server=None if place.socket is None else str(place.server or place.socket),
+            server=None if place.socket is None or place.states else str(place.server or place.socket),
             connection=handle.host.real_uri,
             exclusive=request.exclusive,
         ),
@@ -288,14 +356,18 @@ def _serve(
     ``first`` has started the server already.
     """
     monitor = this.monitor
+    host = this.source.handle.host
     is_running = this.source.is_running
     if is_running:
+        assert request.scratch is not None
         session_scratch.open_overlays(
             monitor,
             made.disks,
             request.scratch,
             undo=undo,
             security_labels=this.source.domain.security_labels,
+            there=None if host.is_local else _scratch_there(request, this),
+            check=this.stop.check,
         )
         scratch.prepare(monitor, session_plan.scratch_sizes(made.new), naming=this.naming, undo=undo, stop=this.stop)
         undo.push("remove the new end marks", lambda: leftovers.remove_end_marks(monitor, made.new_marks))
@@ -307,12 +379,16 @@ def _serve(
             session_lock.lock(monitor, made.disks, this.naming)
     if first is None or first.socket is None:
         session_server.start(monitor, place, this.naming, undo=undo)
-    else:
+    elif host.is_local:
         session_server.share(Path(first.socket), place)
+    if place.socket is not None and not host.is_local and not sockets.is_served(place.socket):
+        # ssh finds out only with a client whether it may.
+        raise ForwardingError(host.link().host, "a client of its socket here gets no answer")
     this.stop.check()
     this.source.prepare_freeze(request.quiesce, limit_s=request.freeze_limit_s)  # resumed since
     actions = made.moment()
-    with this.source.frozen(request.quiesce, this.reporter) as freeze:
+    link = None if host.is_local else host.link(check=this.stop.check)
+    with this.source.frozen(request.quiesce, this.reporter, link=link) as freeze:
         time = datetime.now(timezone.utc)
         if actions:
             send(monitor, {"actions": actions})
@@ -331,6 +407,13 @@ def _serve(
         disks=_with_dirty(made, session, this),
         internals=replace(session.internals, checkpoint=made.pending(nodes, time=time)),
     )
+
+
+def _scratch_there(request: SessionRequest, this: SessionDomain) -> RemoteScratch:
+    """Return the scratch directory of a domain on another host; its images are prepared here."""
+    handle = this.source.handle
+    link = handle.host.link(check=this.stop.check)
+    return RemoteScratch(link, handle.uuid, str(request.scratch), here=throwaway.default_directory(), is_running=True)
 
 
 def _with_daemon(session: Session, off: OffSource) -> Session:

@@ -17,7 +17,7 @@ from vbackup.operations import session_offline, session_recovery
 from vbackup.operations.session_recovery import SessionQemu
 from vbackup.report import Reporter
 from vbackup.sessions.checkpoint import Checkpoint
-from vbackup.sessions.record import KILLED, QEMU_ENDED, Session, SessionState
+from vbackup.sessions.record import KILLED, QEMU_ENDED, WATCHER_ENDED, Session, SessionState
 from vbackup.sessions.store import DomainStore, Store
 from vbackup.sessions.trackers import Tracker
 from vbackup.stop import Stop
@@ -81,8 +81,9 @@ def refuse_over(domain: DomainStore, session: Session, qemu: SessionQemu | None,
         session_recovery.end(domain, session, qemu, state=SessionState.EXPIRED, reporter=reporter)
         raise SessionEndedError(session.id, SessionState.EXPIRED.value)
     if qemu is None or not session_close.is_served(session, qemu.monitor, qemu.naming):
-        session_recovery.end(domain, session, qemu, state=SessionState.FAILED, reason=QEMU_ENDED, reporter=reporter)
-        raise SessionEndedError(session.id, SessionState.FAILED.value, QEMU_ENDED)
+        reason = WATCHER_ENDED if session_recovery.is_abandoned(session) else QEMU_ENDED
+        session_recovery.end(domain, session, qemu, state=SessionState.FAILED, reason=reason, reporter=reporter)
+        raise SessionEndedError(session.id, SessionState.FAILED.value, reason)
 
 
 def _refuse_ended(session: Session) -> None:

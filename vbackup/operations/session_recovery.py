@@ -7,19 +7,21 @@ dies that begins or ends one. The lock of the domain's sessions is held, so a se
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
 from vbackup import names
+from vbackup.domain import linked
 from vbackup.domain.host import DomainHandle, Host
 from vbackup.domain.passthrough import Passthrough
 from vbackup.engine import session_close
 from vbackup.errors import (
     ConnectionLostError,
     DomainNotFoundError,
+    HostUnreachableError,
     InterruptedBySignalError,
     SessionAliveError,
     VbackupError,
@@ -30,7 +32,7 @@ from vbackup.qemu.monitor import Monitor
 from vbackup.report import Reporter, Silent
 from vbackup.sessions import store
 from vbackup.sessions.checkpoint import iso
-from vbackup.sessions.record import KILLED, QEMU_ENDED, Session, SessionState
+from vbackup.sessions.record import KILLED, QEMU_ENDED, WATCHER_ENDED, Session, SessionState
 from vbackup.sessions.store import DomainStore, Store
 from vbackup.stop import Stop
 
@@ -43,6 +45,7 @@ class SessionQemu:
 
     monitor: Monitor
     naming: Naming  #: of the tracker
+    states: Callable[[str], Collection[str]] | None = None  #: of a domain on another host (session_server.Place)
 
 
 @contextmanager
@@ -59,11 +62,63 @@ def qemu_of(session: Session, handle: DomainHandle | None) -> Iterator[SessionQe
         with session_daemon.monitor(session) as daemon:
             yield None if daemon is None else SessionQemu(daemon, naming)
         return
-    if handle is None or not handle.is_active():
-        yield None
+    with _own(session, handle) as own:
+        if own is None or not own.is_active():
+            yield None
+            return
+        with Passthrough(own) as monitor:
+            yield SessionQemu(monitor, naming, states_at(own.host))
+
+
+def states_at(host: Host) -> Callable[[str], Collection[str]] | None:
+    """Return what tells the states of sockets on another host (session_server.Place), None for this one."""
+    if not host.has_link:
+        return None
+    return lambda path: host.link().socket_states(path)
+
+
+@contextmanager
+def _own(session: Session, handle: DomainHandle | None) -> Iterator[DomainHandle | None]:
+    """Yield the domain at the host that the session was begun at, None if it is not there any more.
+
+    Its UUID can be that of another domain elsewhere. Raises HostUnreachableError.
+    """
+    uri = session.internals.connection if session.internals is not None else None
+    if uri is None or is_at(session, None if handle is None else handle.host):
+        yield handle
         return
-    with Passthrough(handle) as monitor:
-        yield SessionQemu(monitor, naming)
+    with Host(uri) as host:
+        yield domain_of(host, session.domain_uuid)
+
+
+def is_at(session: Session, host: Host | None) -> bool:
+    """Return True if this is the host that a session was begun at; None: one of this host."""
+    if not _is_linked(session):
+        return host is None or host.is_local
+    assert session.internals is not None
+    return host is not None and host.real_uri == session.internals.connection
+
+
+def is_elsewhere(session: Session, *, than: str | None = None) -> bool:
+    """Return True for a session on another host than the one with this URI, as far as both are reached by SSH.
+
+    None is the default, which is not one by SSH.
+    """
+    if not _is_linked(session):
+        return than is not None and linked.has_address(than)
+    assert session.internals is not None
+    return than != session.internals.connection
+
+
+def _is_linked(session: Session) -> bool:
+    return session.internals is not None and session.internals.is_linked
+
+
+def is_abandoned(session: Session) -> bool:
+    """Return True for an open session on another host whose watcher has ended, and with it the SSH connection."""
+    internals = session.internals
+    is_open = session.state is SessionState.OPEN and internals is not None and internals.is_linked
+    return is_open and internals is not None and (internals.watcher is None or not internals.watcher.lives)
 
 
 def domain_of(host: Host, uuid: str) -> DomainHandle | None:
@@ -106,9 +161,10 @@ def settle(
                     alive.append(session)
                     continue
                 end(domain, session, qemu, state=state, reason=reason, reporter=reporter)
-        except ConnectionLostError as err:
+        except (ConnectionLostError, HostUnreachableError) as err:
             log.debug("session %s: %s", session.id, err)
-            alive.append(session)
+            if not session.state.has_ended:
+                alive.append(session)
     if not only_expired:
         session_daemon.end_orphans(domain, [session.id for session in alive])
     return alive
@@ -136,6 +192,8 @@ def _verdict(session: Session, qemu: SessionQemu | None, now: datetime) -> tuple
         return SessionState.FAILED, KILLED
     if session.has_expired(now):
         return SessionState.EXPIRED, None
+    if is_abandoned(session):
+        return SessionState.FAILED, WATCHER_ENDED
     if qemu is None or not session_close.is_served(session, qemu.monitor, qemu.naming):
         return SessionState.FAILED, QEMU_ENDED
     return SessionState.OPEN, None
@@ -170,6 +228,7 @@ def end(
                 qemu.naming,
                 keeps_checkpoint=state is SessionState.COMMITTED,
                 reporter=reporter,
+                states=qemu.states,
             )
     if is_complete:
         try:
@@ -197,6 +256,8 @@ def forget_old(known: Store, host: Host, *, now: datetime, stop: Stop) -> None:
     for uuid in known.uuids():
         try:
             if not known.has_old(uuid, now):
+                continue
+            if any(not one.is_closed and not is_at(one, host) for one in known.sessions(uuid)):
                 continue
             with known.locked(uuid, stop=stop, limit_s=0.0) as domain:
                 settle(domain, domain_of(host, uuid), reporter=Silent())

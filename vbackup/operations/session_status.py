@@ -9,7 +9,7 @@ from vbackup.domain.host import Host
 from vbackup.errors import Retry, SessionEndedError
 from vbackup.operations import session_end, session_recovery
 from vbackup.report import Reporter
-from vbackup.sessions.record import Session, SessionState
+from vbackup.sessions.record import WATCHER_ENDED, Session, SessionState
 from vbackup.sessions.store import Store
 from vbackup.stop import Stop
 
@@ -26,6 +26,20 @@ def status(session_id: str, *, host: Host, store: Store, reporter: Reporter, sto
         handle = session_recovery.domain_of(host, session.domain_uuid)
         session_recovery.settle(domain, handle, reporter=reporter)
         return store.session(session_id)
+
+
+def status_elsewhere(session_id: str, *, store: Store, stop: Stop) -> Session:
+    """Return a session of a domain on another host as it is now; that host is not asked.
+
+    Its watcher, which has the SSH connection, has written down what became of it, unless it was killed itself. Raises
+    UnknownSessionError.
+    """
+    with store.locked(store.session(session_id).domain_uuid, stop=stop) as domain:
+        session = store.session(session_id)
+        if not session_recovery.is_abandoned(session):
+            return _now(session, datetime.now(timezone.utc))
+        ended = datetime.now(timezone.utc)
+        return domain.write(replace(session, state=SessionState.FAILED, ended=ended, end_reason=WATCHER_ENDED))
 
 
 def sessions(*, store: Store, now: datetime) -> list[Session]:

@@ -56,6 +56,15 @@ LATE_FREEZE_S = 45.0
 JOBS_S = 30.0
 #: How long to wait for the helper of an earlier backup of the domain, which is still cleaning up.
 BUSY_S = 60.0
+#: How long QEMU may take to end its exports, and to drop a client that has connected and not asked for one (it gives
+#: that 10 s).
+EXPORTS_S, CLIENTS_S = 10.0, 15.0
+#: What the kernel calls the states of a unix socket that listens, and of a connection that was accepted.
+LISTENING, CONNECTED = "01", "03"
+#: Where libvirt's hook script, if it is installed, looks whether a domain has to stay off (vbackup.hooks.marks).
+MARKS = "/run/vbackup/offline"
+#: How many clients of an NBD server may wait to be accepted.
+BACKLOG = 128
 #: How long a program has to end: a storage daemon stores bitmaps, without which the next backup would be a full.
 END_S = 60.0
 
@@ -125,17 +134,30 @@ class Qemu:
 class Guard:
     """What is undone in one domain's QEMU when the line is lost."""
 
-    def __init__(self, qemu: Qemu, lock: int, jobs: str, nodes: str, bitmaps: "Sequence[Sequence[str]]" = ()) -> None:
+    def __init__(
+        self,
+        qemu: Qemu,
+        lock: int,
+        jobs: str,
+        nodes: str,
+        bitmaps: "Sequence[Sequence[str]]" = (),
+        *,
+        server: "str | None" = None,
+    ) -> None:
+        """``server``: the path at which QEMU's NBD server was bound, if it is one of vbackup's."""
         self.qemu, self.lock, self.jobs, self.nodes, self.bitmaps = qemu, lock, jobs, nodes, bitmaps
+        self.server = server
 
     def clean(self, grace_s: float) -> None:
-        """Cancel the jobs, close nodes and descriptors, remove the bitmaps.
+        """End the exports, cancel the jobs, close nodes and descriptors, remove the bitmaps, stop the NBD server.
 
         A vbackup that lives, and only lost this line, has ``grace_s`` seconds to do that itself.
         """
         until = time.monotonic() + grace_s
         while time.monotonic() < until and self.is_something_left():
             time.sleep(0.25)
+        with contextlib.suppress(RefusedError):
+            self._end_exports()
         with contextlib.suppress(RefusedError):
             self._cancel()
         with contextlib.suppress(RefusedError):
@@ -148,6 +170,37 @@ class Guard:
                 self.qemu.execute("block-dirty-bitmap-remove", {"node": node, "name": name})
         with contextlib.suppress(RefusedError):
             self._remove_objects()
+        with contextlib.suppress(RefusedError, OSError):
+            self._stop_server()
+
+    def _end_exports(self) -> None:
+        """Only a pull session has any, and the NBD server."""
+        until = time.monotonic() + EXPORTS_S
+        while self.server is not None:
+            exports = [one for one in self._exports() if one.startswith(self.nodes)]
+            for export in exports:
+                with contextlib.suppress(RefusedError):  # it is just ending
+                    self.qemu.execute("block-export-del", {"id": export, "mode": "hard"})
+            if not exports or time.monotonic() >= until:
+                return
+            time.sleep(0.1)
+
+    def _stop_server(self) -> None:
+        """Stop it, unless it exports something for others.
+
+        QEMU, and with it the guest, would wait for ever for a client that has connected and not asked for an export.
+        """
+        until = time.monotonic() + CLIENTS_S
+        while self.server is not None and LISTENING in socket_states(self.server) and not self._exports():
+            if CONNECTED not in socket_states(self.server):
+                self.qemu.execute("nbd-server-stop")
+                return
+            if time.monotonic() >= until:
+                return
+            time.sleep(0.1)
+
+    def _exports(self) -> "list[str]":
+        return [one["id"] for one in self.qemu.execute("query-block-exports") if one.get("type") == "nbd"]
 
     def close_sockets(self, names: "Sequence[str]") -> None:
         """Close the descriptors of these names that no node has taken: the line was lost between the two commands."""
@@ -245,6 +298,7 @@ class Helper:
         self._handles = {}  # type: dict[int, tuple[int, tuple[str, str] | None]]
         self._programs = {}  # type: dict[int, Program]
         self._sockets = set()  # type: set[str]
+        self._marks = set()  # type: set[str]
         self._directory = None  # type: str | None
         self._stages = []  # type: list[str]
         self._made = []  # type: list[str]
@@ -397,14 +451,24 @@ class Helper:
 
     # QEMU
 
-    def do_guard(self, uuid: str, jobs: str, nodes: str, bitmaps: "Sequence[Sequence[str]]" = ()) -> None:
+    def do_guard(
+        self,
+        uuid: str,
+        jobs: str,
+        nodes: str,
+        bitmaps: "Sequence[Sequence[str]]" = (),
+        *,
+        session: str = "",
+        server: "str | None" = None,
+    ) -> None:
         """Undo in the domain's QEMU, when the line is lost, what has names that begin like these, and the bitmaps.
 
-        A bitmap is given by its node and its name.
+        A bitmap is given by its node and its name. ``session``: it is for a pull session of this tracker, beside which
+        there can be others, and a backup; ``server`` is where its NBD server was bound.
         """
         held = self._guards.get(uuid)  # of an operation that failed
-        lock = _claim(uuid) if held is None else held.lock
-        self._guards[uuid] = Guard(Qemu(self.uri, uuid), lock, jobs, nodes, bitmaps)
+        lock = _claim(uuid + session) if held is None else held.lock
+        self._guards[uuid] = Guard(Qemu(self.uri, uuid), lock, jobs, nodes, bitmaps, server=server)
 
     def do_unguard(self, uuid: str) -> None:
         """Everything is undone, or belongs to a backup that is complete."""
@@ -435,6 +499,28 @@ class Helper:
         with self._lock:
             self._passed.setdefault(uuid, set()).add(name)
         Qemu(self.uri, uuid).execute("getfd", {"fdname": name}, fd=server.fileno())
+
+    def do_listen(self, uuid: str, name: str) -> str:
+        """Hand QEMU a socket that listens in the directory for sockets, and return its path."""
+        path = os.path.join(self.do_directory(), "nbd.sock")
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(path)
+            self._sockets.add(path)
+            os.chmod(path, 0o600)
+            listener.listen(BACKLOG)
+            self._pass_socket(uuid, name, listener)
+        return path
+
+    def do_share(self, path: str) -> str:
+        """Give a socket that listens at a path another name, in the directory for sockets; return that."""
+        name = os.path.join(self.do_directory(), "nbd.sock")
+        os.link(path, name)
+        self._sockets.add(name)
+        return name
+
+    def do_socket_states(self, path: str) -> "list[str]":
+        """Return the states of the unix sockets that were bound at a path, also if nothing has that name any more."""
+        return socket_states(path)
 
     def do_pass_file(self, uuid: str, opaque: str, directory: str, size_bytes: int) -> int:
         """Make an empty qcow2 image without a name there, and hand it to QEMU; returns the id of the set."""
@@ -637,6 +723,29 @@ class Helper:
         self._programs[program.process.pid] = program
         return program.process.pid
 
+    def do_mark(self, uuid: str, work: str) -> "dict[str, Any]":
+        """Let the hook script refuse to start a domain that is off, as long as this process lives.
+
+        Returns whether this was not so already, and the process that has marked it, if it is another one that lives.
+        """
+        with self._lock, _locked_marks():
+            path = os.path.join(MARKS, uuid)
+            other = None if uuid in self._marks else _marking(path)
+            if uuid in self._marks or other is not None:
+                return {"is_set": False, "other": other}
+            with open(path + ".new", "w") as file:
+                since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+                json.dump(dict(_identity(os.getpid()), since=since, work=work), file)
+            os.rename(path + ".new", path)
+            self._marks.add(uuid)
+        return {"is_set": True, "other": None}
+
+    def do_unmark(self, uuid: str) -> None:
+        """The domain may be started."""
+        with self._lock, _locked_marks():
+            self._marks.discard(uuid)
+            os.unlink(os.path.join(MARKS, uuid))
+
     def do_wait(self, pid: int, limit_s: float) -> "dict[str, Any] | None":
         """Return how a started program has ended, None if it has not within that time."""
         program = self._programs[pid]
@@ -668,6 +777,9 @@ class Helper:
             guard.close_sockets(sorted(self._passed.get(uuid, ())))
         for program in list(self._programs.values()):
             program.end()
+        for uuid in list(self._marks):
+            with contextlib.suppress(OSError):
+                self.do_unmark(uuid)
         self._remove_stages()
         if self._directory is not None:
             _remove_directory(self._directory)
@@ -841,6 +953,48 @@ def _run(argv: "list[str]", stdin: bytes, timeout_s: float, fds: "tuple[int, ...
     return process.returncode, out, words.decode(errors="replace")
 
 
+@contextlib.contextmanager
+def _locked_marks() -> "Iterator[None]":
+    """Make the directory of the marks if it is missing, and lock it."""
+    for path in (os.path.dirname(MARKS), MARKS):
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(path, 0o700)
+    fd = os.open(MARKS, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _marking(path: str) -> "int | None":
+    """Return the process that has set a mark, None if it does not live any more, or there is none."""
+    try:
+        with open(path) as file:
+            mark = json.load(file)
+        pid = int(mark["pid"])
+        return pid if all(mark[name] == value for name, value in _identity(pid).items()) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _identity(pid: int) -> "dict[str, Any]":
+    """Return what tells a process from others that get its number (vbackup.process). Raises ValueError if it ended."""
+    with open("/proc/sys/kernel/random/boot_id") as file:
+        return {"pid": pid, "start_ticks": int(_start_time(pid)), "boot_id": file.read().strip()}
+
+
+def socket_states(path: str) -> "list[str]":
+    """Return the states of the unix sockets that were bound at this path: of servers, and of their connections."""
+    wanted, found = os.fsencode(path), []
+    with open("/proc/net/unix", "rb") as lines:
+        for line in lines:
+            words = line.rstrip(b"\n").split(None, 7)  # Num RefCount Protocol Flags Type St Inode Path
+            if words[7:] == [wanted]:
+                found.append(words[5].decode())
+    return found
+
+
 def _claim(uuid: str) -> int:
     """Wait until no other helper has the domain, and return a descriptor whose lock says that this one has it.
 
@@ -856,7 +1010,7 @@ def _claim(uuid: str) -> int:
         except BlockingIOError:
             if time.monotonic() >= until:
                 os.close(fd)
-                raise RefusedError("another backup of the domain is being made, or cleaned up") from None
+                raise RefusedError("another backup or session of the domain is being made, or cleaned up") from None
             time.sleep(0.1)
 
 

@@ -20,8 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vbackup.errors import ForwardingError, LinkLostError, RemoteError
+from vbackup.errors import BusyError, ForwardingError, LinkLostError, RemoteError
 from vbackup.model import NodeBitmap
+from vbackup.names import Naming
 from vbackup.remote import command, connection
 from vbackup.remote.address import Address
 from vbackup.remote.connection import Connection
@@ -225,6 +226,37 @@ class Link:
         pairs = [[one.node_name, one.bitmap] for one in bitmaps]
         self._call("guard", f"guard domain {uuid}", uuid=uuid, jobs=jobs, nodes=nodes, bitmaps=pairs)
 
+    def guard_session(self, uuid: str, naming: Naming, *, server: str | None = None) -> None:
+        """Have the helper end a tracker's pull session in the domain's QEMU when this link ends, however it does.
+
+        Its bitmaps stay. There can be sessions of other trackers, and a backup. ``server``: where QEMU's NBD server is
+        bound, which is stopped with its last export. Waits as ``guard`` does.
+        """
+        what = f"guard a session of domain {uuid}"
+        names, session = naming.prefix, f"-{naming.repository_id}"
+        self._call("guard", what, uuid=uuid, jobs=names, nodes=names, session=session, server=server)
+
+    def listen(self, uuid: str, name: str) -> str:
+        """Give the domain's QEMU, as descriptor ``name``, a unix socket that listens there; returns its path.
+
+        ``connect`` leads to it. Its name goes with the link.
+        """
+        what = "make a socket for QEMU"
+        return self._plain(self._call("listen", what, uuid=uuid, name=name), what)
+
+    def share(self, remote: str) -> str:
+        """Give a socket that another link has made (``listen``) a second name, which goes with this one."""
+        what = "share a socket"
+        return self._plain(self._call("share", what, path=remote), what)
+
+    def socket_states(self, path: str) -> list[str]:
+        """Return the states of the unix sockets there that were bound at a path, as /proc/net/unix has them."""
+        what = f"look at {path}"
+        found = self._call("socket_states", what, path=path)
+        if type(found) is not list or not all(type(one) is str for one in found):
+            raise RemoteError(self.host, what, f"the answer is {found!r:.100}")
+        return found
+
     def unguard(self, uuid: str) -> None:
         """Everything is undone."""
         self._call("unguard", f"release domain {uuid}", uuid=uuid)
@@ -245,6 +277,30 @@ class Link:
             raise
         with suppress(LinkLostError, RemoteError):
             self.unguard(uuid)
+
+    @contextmanager
+    def marked(self, uuid: str, work: str) -> Iterator[None]:
+        """Have libvirt's hook script there, if it is installed, refuse to start a domain that is off, during the block.
+
+        ``work``: see vbackup.hooks.marks. A user who may not set marks goes without. Raises BusyError if another
+        vbackup there has the disks.
+        """
+        what, is_set, other = f"mark domain {uuid}", None, None
+        try:
+            is_set, other = self._members(self._call("mark", what, uuid=uuid, work=work), what, "is_set", "other")
+        except RemoteError as err:
+            log.debug("%s", err)
+        if other is not None:
+            raise BusyError(
+                f"Another vbackup on {self.host} (process {other!r:.20}) has the disks of domain {uuid} open, which is"
+                " off; wait for it to end."
+            )
+        try:
+            yield
+        finally:
+            if is_set:
+                with suppress(LinkLostError, RemoteError):  # it counts as long as the helper lives
+                    self._call("unmark", what, uuid=uuid)
 
     def watch_thaw(self, uuid: str, limit_s: float) -> None:
         """Have the helper thaw the guest when the link is silent, and in any case after ``limit_s`` seconds."""
@@ -432,7 +488,10 @@ class Link:
         environment here, such as a key, and sent there: a hypervisor must not choose that. Raises RemoteError.
         """
         what = "make a directory for sockets"
-        path: str = self._call("directory", what)
+        return self._plain(self._call("directory", what), what)
+
+    def _plain(self, path: Any, what: str) -> str:
+        """Return a path that means only itself to ssh. Raises RemoteError for any other."""
         if not isinstance(path, str) or not _PLAIN.fullmatch(path):
             reason = f"its path would be {path!r:.200}, and ssh forwards only letters, digits and ._-/ as is"
             raise RemoteError(self.host, what, reason)

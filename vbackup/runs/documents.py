@@ -31,6 +31,7 @@ def document(run: Run, *, with_details: bool = True) -> dict[str, Any]:
         "steps": [_step(step, with_details=with_details) for step in run.steps],
         "domains": [_domain(domain) for domain in run.domains],
         "unusual": list(run.unusual),
+        "partial": run.is_partial,
         "notices": list(run.notices),
     }
 
@@ -83,6 +84,7 @@ def read(fields: Fields) -> Run:
         status=fields.integer("status"),
         steps=tuple(map(_read_step, fields.objects("steps"))),
         domains=tuple(map(_read_domain, fields.objects("domains"))),
+        is_partial=fields.boolean("partial") if "partial" in fields else False,
         unusual=_texts(fields, "unusual"),
         notices=_texts(fields, "notices"),
     )

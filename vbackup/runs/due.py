@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, time, timedelta, tzinfo
+from datetime import datetime, time, timedelta, timezone, tzinfo
 
 from vbackup.amounts import age
 from vbackup.config.calendar import Window
@@ -39,12 +39,15 @@ def due(job: Job, runs: Sequence[Run], now: datetime, zone: tzinfo | None = None
     """Return whether the last time of the job's calendar has passed without a run that ended.
 
     ``runs``: of the job, the newest first. A run that was killed or stopped has not ended. One that failed has: it was
-    told, and is not repeated before the next time. One that seems to have begun in the future says nothing.
+    told, and is not repeated before the next time. One that seems to have begun in the future says nothing, nor does
+    one of other domains, which somebody asked for.
     """
     if job.calendar is None:
         return Due(False, None, "has no calendar (at), so only 'vbackup run JOB' runs it")
     scheduled = job.calendar.before(now, zone)
     for run in runs:
+        if run.is_partial and run.outcome is not Outcome.RUNNING:
+            continue
         if run.started > now + AHEAD or (run.started < scheduled and run.scheduled != scheduled):
             continue
         if run.outcome is Outcome.RUNNING:
@@ -70,11 +73,19 @@ def closes(window: Window, now: datetime, zone: tzinfo | None = None) -> datetim
 
 
 def _next(at: time, now: datetime, zone: tzinfo | None) -> datetime:
+    """Return when the clock on the wall says ``at`` next. A time that comes twice in a night is met both times."""
     today = now.astimezone(zone).date()
-    days = (datetime.combine(today + timedelta(days=number), at) for number in range(3))
-    return next(
-        moment for wall in days if (moment := (wall if zone is None else wall.replace(tzinfo=zone)).astimezone()) > now
-    )
+    walls = [datetime.combine(today + timedelta(days=number), at) for number in range(3)]
+    both = ((wall, wall.replace(fold=1)) if _comes_twice(wall, zone) else (wall,) for wall in walls)
+    return min(moment for some in both for one in some if (moment := _moment(one, zone)) > now)
+
+
+def _comes_twice(wall: datetime, zone: tzinfo | None) -> bool:
+    return _moment(wall, zone) < _moment(wall.replace(fold=1), zone)
+
+
+def _moment(wall: datetime, zone: tzinfo | None) -> datetime:
+    return (wall if zone is None else wall.replace(tzinfo=zone)).astimezone(timezone.utc)
 
 
 def jump(job: Job, runs: Sequence[Run], now: datetime) -> str | None:

@@ -13,7 +13,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from vbackup.errors import BusyError
@@ -40,8 +40,9 @@ def held(state: Path, repository: Path, *, job: str, wait_s: float, reporter: Re
         make_private(directory)
         fd = open_regular(path, os.O_RDWR | os.O_CREAT)
     try:
-        _wait(fd, repository, wait_s=wait_s, reporter=reporter, stop=stop)
-        with storage_errors(f"write {path}"):
+        _wait(fd, path, repository, wait_s=wait_s, reporter=reporter, stop=stop)
+        # Who has it is for people only, and no reason not to back up where there is no room for a line.
+        with suppress(OSError):
             os.ftruncate(fd, 0)
             os.pwrite(fd, json.dumps({"job": job, "pid": os.getpid(), "repository": str(repository)}).encode(), 0)
         yield
@@ -59,10 +60,8 @@ def of_job(state: Path, job: str) -> Iterator[None]:
         make_private(directory)
         fd = open_regular(path, os.O_RDWR | os.O_CREAT)
     try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as err:
-            raise BusyError(f"Job {job} is running; run the same command again when it has ended.") from err
+        if not _is_locked(fd, path):
+            raise BusyError(f"Job {job} is running; run the same command again when it has ended.")
         yield
     finally:
         os.close(fd)
@@ -73,22 +72,29 @@ def _name(repository: Path) -> str:
     return hashlib.sha256(os.fsencode(os.path.realpath(repository))).hexdigest()[:16]
 
 
-def _wait(fd: int, repository: Path, *, wait_s: float, reporter: Reporter, stop: Stop) -> None:
+def _is_locked(fd: int, path: Path) -> bool:
+    """Lock the file, and return False if another process has it. Raises StorageError: NFS can be without locks."""
+    with storage_errors(f"lock {path} (VBACKUP_STATE can name a directory on a local filesystem)"):
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
+
+
+def _wait(fd: int, path: Path, repository: Path, *, wait_s: float, reporter: Reporter, stop: Stop) -> None:
     deadline, pause, has_reported = time.monotonic() + wait_s, threading.Event(), False
     while True:
         stop.check()
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as err:
-            holder = f"{_holder(fd)} is working on {repository}"
-            if time.monotonic() >= deadline:
-                raise BusyError(f"{holder}; run the same command again when it has ended.") from err
-            if not has_reported:
-                reporter.step(f"{holder}; waiting up to {wait_s:g} s for it to end.")
-                has_reported = True
-            pause.wait(min(TICK_S, max(deadline - time.monotonic(), 0.0)))
-        else:
+        if _is_locked(fd, path):
             return
+        holder = f"{_holder(fd)} is working on {repository}"
+        if time.monotonic() >= deadline:
+            raise BusyError(f"{holder}; run the same command again when it has ended.")
+        if not has_reported:
+            reporter.step(f"{holder}; waiting up to {wait_s:g} s for it to end.")
+            has_reported = True
+        pause.wait(min(TICK_S, max(deadline - time.monotonic(), 0.0)))
 
 
 def _holder(fd: int) -> str:

@@ -91,4 +91,5 @@ class Run:
     steps: tuple[Step, ...] = ()
     domains: tuple[DomainResult, ...] = ()
     unusual: tuple[str, ...] = ()  #: sentences on the run itself: a jump of the clock, a run that was made up for
+    is_partial: bool = False  #: somebody ran it for other domains than those of the configuration
     notices: tuple[str, ...] = ()  #: sentences on messages that could not be sent

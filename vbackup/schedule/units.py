@@ -13,6 +13,19 @@ MARKER = "# Written by 'vbackup schedule install', which replaces it; other file
 #: ProtectSystem=full makes them read-only.
 _READ_ONLY = tuple(map(PurePath, ("/usr", "/boot", "/efi", "/etc")))
 
+#: What takes back the settings of a user's service that imply NoNewPrivileges: with them, no mail would be sent, as
+#: Postfix' postdrop has a group of its own, and Exim is root's.
+_MAY_CHANGE_GROUP = (
+    "NoNewPrivileges=no",
+    "LockPersonality=no",
+    "RestrictRealtime=no",
+    "RestrictSUIDSGID=no",
+    "RestrictNamespaces=no",
+    "RestrictAddressFamilies=",
+    "SystemCallArchitectures=",
+    "SystemCallFilter=",
+)
+
 #: What systemd accepts in an argument, but not in the path of a program.
 _NOT_IN_A_PROGRAM = "\"'\\"
 
@@ -37,6 +50,7 @@ class Needs:
     credentials: tuple[Credential, ...] = ()
     on_calendar: tuple[str, ...] = field(default=())
     random_delay_s: float = 0.0
+    sends_mail: bool = False  #: in the service of a user, where sendmail has to be able to change its group
 
 
 def argv(needs: Needs) -> tuple[str, ...]:
@@ -51,6 +65,7 @@ def service(needs: Needs) -> str:
         words = ("/usr/bin/env", *words)
     lines = ["[Service]", "ExecStart=", f"ExecStart=:{' '.join(map(quoting.unit_word, words))}"]
     lines += [f"Environment={quoting.unit_word(f'{name}={value}')}" for name, value in needs.environment]
+    lines += _MAY_CHANGE_GROUP if needs.sends_mail else ()
     inside = [path for path in needs.writable if any(top in (path, *path.parents) for top in _READ_ONLY)]
     # "-": a directory that is missing is for the run to report, not for systemd.
     lines += [f"ReadWritePaths={quoting.unit_word(f'-{path}')}" for path in sorted(set(inside))]

@@ -17,6 +17,7 @@ from vbackup.errors import StorageError
 from vbackup.fields import Fields
 from vbackup.model import Consistency, Level, NodeBitmap
 from vbackup.process import Process
+from vbackup.remote import address
 from vbackup.sessions.checkpoint import Checkpoint, iso, moment, session_id, word
 
 SCHEMA = "vbackup.session/1"
@@ -24,6 +25,9 @@ SCHEMA = "vbackup.session/1"
 KILLED = "vbackup ended while it began the session"
 #: Why a session failed that was open.
 QEMU_ENDED = "the QEMU that served it has ended, or serves it no more"
+#: The same of a session on another host.
+LINK_LOST = "the SSH connection that it was served through was lost"
+WATCHER_ENDED = "the process that had the SSH connection has ended"
 
 
 class SessionState(Enum):
@@ -127,12 +131,18 @@ class Internals:
     sockets: str | None = None  #: path of the directory of its sockets
     checkpoint: Checkpoint | None = None  #: what ``commit`` gives the tracker; None before the plan is made
     server: str | None = None  #: path at which the NBD server was bound; another session's if they share it
+    there: str | None = None  #: of a session on another host: path of its socket there
     new_marks: Sequence[NodeBitmap] = ()  #: end marks that begin with it (vbackup.engine.endmark)
     watcher: Process | None = None  #: ends the session when it expires
     daemon: Process | None = None  #: the storage daemon of a domain that is off
     connection: str | None = None  #: libvirt's URI; None: the default
     exclusive: bool = False  #: no other host uses the images while the domain is off
     is_closed: bool = False  #: nothing is left of it in QEMU
+
+    @property
+    def is_linked(self) -> bool:
+        """True if the domain is on another host, from where its watcher has the NBD server forwarded by SSH."""
+        return self.connection is not None and address.parse(self.connection) is not None
 
     def document(self) -> dict[str, Any]:
         """Return it as a JSON object."""
@@ -142,6 +152,7 @@ class Internals:
             "sockets": self.sockets,
             "checkpoint": None if self.checkpoint is None else self.checkpoint.document(),
             "server": self.server,
+            "there": self.there,
             "new_marks": [{"node_name": one.node_name, "bitmap": one.bitmap} for one in self.new_marks],
             "watcher": None if self.watcher is None else self.watcher.document(),
             "daemon": None if self.daemon is None else self.daemon.document(),
@@ -159,6 +170,7 @@ class Internals:
             sockets=fields.optional_text("sockets"),
             checkpoint=Checkpoint.read(fields.object("checkpoint")) if "checkpoint" in fields else None,
             server=fields.optional_text("server"),
+            there=fields.optional_text("there"),
             new_marks=tuple(
                 NodeBitmap(one.text("node_name"), one.text("bitmap")) for one in fields.objects("new_marks")
             ),

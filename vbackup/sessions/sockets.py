@@ -30,8 +30,10 @@ _GREETING_S = 5.0
 #: How many clients may wait to be accepted.
 _BACKLOG = 128
 _MAX_PORT = 65535
-#: States of sockets in /proc/net/unix (SS_UNCONNECTED, SS_CONNECTED) and /proc/net/tcp (TCP_ESTABLISHED, TCP_LISTEN).
-_UNCONNECTED, _CONNECTED, _ESTABLISHED, _LISTENING = b"01", b"03", "01", "0A"
+#: States of sockets in /proc/net/unix: one that listens (SS_UNCONNECTED), and a connection of it (SS_CONNECTED).
+LISTENING, CONNECTED = "01", "03"
+#: The same in /proc/net/tcp (TCP_LISTEN, TCP_ESTABLISHED).
+_LISTENING, _ESTABLISHED = "0A", "01"
 #: The column of the path in /proc/net/unix.
 _PATH = 7
 
@@ -151,7 +153,7 @@ def has_connections(path: Path) -> bool:
 
     The kernel shows them under that path (proc_net_unix), also when the name is gone or was given a second name.
     """
-    return _has_unix(path, _CONNECTED)
+    return _has_unix(path, CONNECTED)
 
 
 def has_tcp_connections(address: str) -> bool:
@@ -161,7 +163,7 @@ def has_tcp_connections(address: str) -> bool:
 
 def is_open(path: Path) -> bool:
     """Return True as long as a process has the unix socket open that was bound at this path; nothing is sent there."""
-    return _has_unix(path, _UNCONNECTED)
+    return _has_unix(path, LISTENING)
 
 
 def is_open_at(address: str) -> bool:
@@ -172,12 +174,12 @@ def is_open_at(address: str) -> bool:
     return _has_tcp(address, _LISTENING)
 
 
-def _has_unix(path: Path, state: bytes) -> bool:
+def _has_unix(path: Path, state: str) -> bool:
     wanted = os.fsencode(path)
     with Path("/proc/net/unix").open("rb") as lines:
         for line in lines:
             words = line.rstrip(b"\n").split(None, _PATH)  # Num RefCount Protocol Flags Type St Inode Path
-            if words[_PATH:] == [wanted] and words[5] == state:
+            if words[_PATH:] == [wanted] and words[5] == state.encode():
                 return True
     return False
 

@@ -65,6 +65,21 @@ def test_file_of_somebody_else_is_refused(tmp_path: Path) -> None:
     assert faults(path) == []
 
 
+@needs_root
+def test_users_file_is_refused_if_a_group_of_others_can_write_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.toml"
+    path.touch()
+    path.chmod(0o664)
+    monkeypatch.setattr(os, "geteuid", lambda: 1)
+    monkeypatch.setattr(os, "getegid", lambda: 1)
+    os.chown(path, 1, 2)
+    assert "Others can write" in faults(path)[0]
+    os.chown(path, 1, 1)
+    assert faults(path) == []
+
+
 def test_what_is_no_file_is_refused_without_waiting(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     assert faults(tmp_path / "fifo") == [f"{tmp_path}/fifo: This is not a file."]

@@ -312,6 +312,17 @@ def test_all_faults_are_found_in_the_order_of_files_and_lines(load: Load) -> Non
     ]
 
 
+@pytest.mark.parametrize("name", ["a:b", "a b", "../a", "%h"])
+def test_credential_that_no_unit_can_name_is_refused(load: Load, name: str) -> None:
+    [fault] = load(f"[notify.a]\nping = {{ credential = '{name}' }}\n").faults[:1]
+    assert f"{name!r} should have 1 to 255 letters, digits and any of _.@+-" in str(fault)
+
+
+def test_rule_that_is_misspelled_is_told_and_not_that_there_is_none(load: Load) -> None:
+    [fault] = load(MAIN + "[job.a.prune]\nkeep-dayly = 7\n").faults
+    assert "Unknown key 'keep-dayly' in [job.a.prune]; the closest is 'keep-daily'." in str(fault)
+
+
 def test_fault_of_one_key_is_told_once(load: Load) -> None:
     assert len(load("[repository.main]\npath = 'r'\n[job.a]\n[job.b]\nrepository = 'main'\n").faults) == 1
     assert len(load(MAIN + "[defaults]\nnotify = ['x']\n[job.a]\n[job.b]\n").faults) == 2  # of two jobs

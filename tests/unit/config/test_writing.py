@@ -34,7 +34,7 @@ PATHS = TEXTS.map(lambda text: Path("/") / text.lstrip("/").replace("//", "/"))
 SECRETS = st.one_of(
     st.builds(Secret, file=PATHS),
     st.builds(Secret, command=st.lists(TEXTS, min_size=1, max_size=3).map(tuple)),
-    st.builds(Secret, credential=TEXTS),
+    st.builds(Secret, credential=NAMES),
 )
 NOTIFIERS = st.one_of(
     st.builds(lambda secret: {"ping": secret}, SECRETS),

@@ -47,6 +47,15 @@ def test_failure_is_told_once_and_its_end_once() -> None:
     assert nights == [["failure"], [], [], ["recovery"], []]
 
 
+def test_a_good_run_of_some_domains_is_no_recovery() -> None:
+    one = Notifier()
+    assert one.reasons(run("db")) == ["failure"]
+    assert one.reasons(replace(run(number=1), is_partial=True)) == []
+    assert one.reasons(run("db", number=2)) == []
+    assert one.reasons(run(number=3)) == ["recovery"]
+    assert one.reasons(replace(run("web", number=4), is_partial=True)) == ["failure"]
+
+
 def test_other_failure_is_told_again() -> None:
     one = Notifier()
     assert one.reasons(run("web")) == ["failure"]

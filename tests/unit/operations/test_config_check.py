@@ -163,6 +163,14 @@ def test_host_that_is_out_of_reach_is_told_once_and_hides_nothing_else(check: Ch
     assert [(line, "hosts:2" in text) for line, text in faults(found)] == [(4, True)]
 
 
+def test_domain_that_two_jobs_prune_by_other_rules_is_told_once(check: Check) -> None:
+    two = "[job.a]\nexclude = ['x']\n[job.a.prune]\nkeep-daily = 7\n[job.b]\ndomains = ['web1']\n[job.b.prune]\n"
+    found = [text for _, text in warnings(check(two + "keep-hourly = 48\n")) if "No backup of" in text]
+    assert [one.partition(":")[0] for one in found] == ["No backup of domain web1 is removed"]
+    assert "it belongs to jobs a and b" in found[0]
+    assert not any("No backup of" in text for _, text in warnings(check(two + "keep-daily = 7\n")))
+
+
 def test_domain_that_no_job_backs_up_is_told(check: Check) -> None:
     found = check("[job.a]\ndomains = ['web*']\n")
     assert (0, "No job backs up domain db at qemu:///system.") in warnings(found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from datetime import timedelta
@@ -10,11 +11,12 @@ from typing import Any
 
 import pytest
 
-from tests.unit.operations.run_examples import BUSY, GOOD, NOW, Site, config, job
+from tests.unit.operations.run_examples import BUSY, GOOD, NOW, PLACE, Site, config, job
 from tests.unit.runs.examples import running
 from vbackup.config.calendar import Window
-from vbackup.config.model import Job
-from vbackup.errors import StorageError, UsageError
+from vbackup.config.model import Job, Notifier, When
+from vbackup.errors import NoSpaceError, StorageError, UsageError
+from vbackup.notices import sending
 from vbackup.operations import run as operation
 from vbackup.operations.run import Ran, RunRequest
 from vbackup.operations.run_children import Ended
@@ -22,6 +24,7 @@ from vbackup.runs import lock
 from vbackup.runs.record import Outcome
 
 DUE = RunRequest(only_due=True)
+MAIL = Notifier("admin", PLACE, frozenset((When.FAILURE,)), mail_to=("root",))
 
 
 @pytest.fixture
@@ -71,18 +74,57 @@ def test_a_job_that_fails_hides_no_other(site: Site) -> None:
 
 
 def test_a_bug_in_one_job_hides_no_other(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    begin = type(site.store).begin
+    of_job = lock.of_job
 
-    def refuse(store: Any, one: Any) -> Any:
-        if one.job == "a":
+    def refuse(state: Path, one: str) -> Any:
+        if one == "a":
             raise StorageError("The state directory is gone.")
-        return begin(store, one)
+        return of_job(state, one)
 
-    monkeypatch.setattr(type(site.store), "begin", refuse)
-    ran = run(site, job("a"), job("b"))
+    monkeypatch.setattr(lock, "of_job", refuse)
+    announced: list[Any] = []
+    monkeypatch.setattr(sending, "announce", lambda made, *_rest, **_more: announced.append(made) or ())
+    settings = config(site.path, job("a"), job("b"), notifiers={"admin": MAIL})
+    ran = operation.run(RunRequest(), settings, site.world)
     assert ids(ran) == ["b"]
+    [told, good] = announced
+    assert (told.job, told.outcome, told.status, good.job) == ("a", Outcome.FAILED, 7, "b")
+    assert told.steps[0].faults[0].message == "The state directory is gone."
     assert [(one.job, one.reason) for one in ran.not_run] == [("a", "The state directory is gone.")]
     assert ran.status == 7
+
+
+def test_without_room_for_a_record_backups_are_made_and_that_is_said(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_arguments: object) -> Any:
+        raise NoSpaceError("Cannot write the record: no space left.")
+
+    for name in ("begin", "update", "end"):
+        monkeypatch.setattr(type(site.store), name, full)
+    real = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda *_arguments: real(-1, b"", 0))  # the name of who has the lock
+    ran = run(site)
+    assert (ran.not_run, ran.status) == ((), 0)
+    assert site.steps.kinds.count("backup") == 1
+    assert any("The record of the run could not be written" in one for one in ran.runs[0].unusual)
+
+
+def test_a_fault_that_keeps_jobs_from_being_run_is_told_for_each(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    announced: list[Any] = []
+    monkeypatch.setattr(
+        sending, "announce", lambda made, *_rest, **_more: announced.append(made) or (f"{made.job} was not told.",)
+    )
+    settings = config(site.path, job("a"), notifiers={"admin": MAIL})
+    fault = UsageError("The configuration has a fault.")
+    assert operation.tell_fault(fault, (), settings, site.world) == ("a was not told.",)
+    assert operation.tell_fault(fault, ("gone", "gone"), settings, site.world) == ("gone was not told.",)
+    assert [(one.job, one.repository, one.status) for one in announced] == [
+        ("a", str(site.path), 2),
+        ("gone", "unknown", 2),
+    ]
+    assert operation.tell_fault(fault, ("a",), config(site.path, job("a")), site.world) == ()
+    assert not site.store.jobs()
 
 
 def test_only_what_is_due_is_run_and_that_once(site: Site) -> None:
@@ -202,6 +244,15 @@ def test_a_job_can_be_another_for_one_run(site: Site) -> None:
     assert site.steps.kinds == ["backup"]
     assert site.steps.argvs[0][-2:] == ("--", "db-1")
     assert 'copy-to = ["offsite"]' in (site.path / "config.toml").read_text()  # what is kept is not of one run
+
+
+def test_a_run_of_some_domains_is_on_record_as_that(site: Site) -> None:
+    for changed, is_partial in ((job(domains=("web",)), True), (job(exclude=("x",)), True), (job(copy_to=()), False)):
+        [made] = run(site, job(), request=RunRequest(("nightly",), changed=(changed,))).runs
+        assert made.is_partial is is_partial
+        last = site.store.last("nightly")
+        assert last is not None
+        assert last.is_partial is is_partial
 
 
 def test_record_is_what_the_answer_has_but_for_documents(site: Site) -> None:

@@ -98,3 +98,20 @@ def test_domains_of_another_job_do_not_belong() -> None:
     assert run_commands.belonging(replace(JOB, domains=()), known) == ["u1", "u2", "u4", "u5"]
     assert run_commands.has_all(replace(JOB, domains=(), exclude=()))
     assert not run_commands.has_all(replace(JOB, domains=()))
+
+
+def test_a_domain_of_two_jobs_with_other_rules_is_contested() -> None:
+    known = {"u1": "db-1", "u2": "web"}
+    everything = replace(JOB, domains=(), exclude=())
+    hourly = job("hourly", domains=("db-*",), exclude=(), options={"prune": {"keep-hourly": "48"}})
+    both = config(REPOSITORY, everything, hourly)
+    assert run_commands.contested(everything, both, known) == {"u1": "hourly"}
+    assert run_commands.contested(hourly, both, {"u1": "db-1"}) == {"u1": "nightly"}
+    for peaceful in (
+        replace(hourly, options=everything.options),
+        replace(hourly, options={}),
+        replace(hourly, repository="other"),
+        replace(hourly, domains=("x",)),
+    ):
+        assert run_commands.contested(everything, config(REPOSITORY, everything, peaceful), known) == {}
+    assert run_commands.contested(replace(everything, options={"prune": {"max-chain": "5"}}), both, known) == {}

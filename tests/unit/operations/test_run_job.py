@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import signal
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.unit.builders import UUID
-from tests.unit.operations.run_examples import BUSY, GOOD, NOW, Site, backups, config, failed, job, made
+from tests.unit.operations.run_examples import BUSY, GOOD, NOW, Site, backups, config, failed, job, kind_of, made
 from vbackup.config.model import Job
 from vbackup.errors import BusyError, DomainNotFoundError, StorageError, UsageError, VbackupError
 from vbackup.operations import run_job
@@ -29,10 +30,10 @@ def site(tmp_path: Path) -> Site:
     return Site(tmp_path)
 
 
-def do(site: Site, one: Job | None = None, **settings: Any) -> Run:
+def do(site: Site, one: Job | None = None, others: Sequence[Job] = (), **settings: Any) -> Run:
     one = one or job()
     new = Run("R", one.name, str(site.path), "host", None, NOW, None, Outcome.RUNNING, 0)
-    settings_ = config(site.path, one)
+    settings_ = config(site.path, one, *others)
     begun = site.store.begin(new)
     done = run_job.ended(JobRun(one, settings_, site.world, begun, **settings).do_steps(), site.clock(), site.stop)
     with suppress(StorageError):
@@ -196,6 +197,20 @@ def test_a_domain_that_was_backed_up_belongs_also_under_a_new_name(site: Site) -
     assert next(argv[-2:] for argv in site.steps.argvs if argv[0] == "verify") == (OTHER, UUID)
 
 
+def test_what_two_jobs_contest_is_not_removed_and_that_is_said(site: Site) -> None:
+    hourly = job("hourly", domains=("web",), exclude=(), options={"prune": {"keep-hourly": "48"}})
+    skipped = by_kind(do(site, job(domains=(), exclude=()), [hourly]))[StepKind.PRUNE]
+    assert skipped.outcome is Outcome.SKIPPED
+    assert "No backup of domain web is removed: it belongs to jobs nightly and hourly" in (skipped.reason or "")
+    assert "prune" not in site.steps.kinds
+    (site.path / OTHER).mkdir()
+    (site.path / OTHER / "domain.json").write_text('{"names": ["db-1"]}')
+    pruned = by_kind(do(site, job(domains=(), exclude=()), [hourly]))[StepKind.PRUNE]
+    assert (pruned.outcome, pruned.warnings) == (Outcome.DONE, (skipped.reason,))
+    [argv] = [one for one in site.steps.argvs if kind_of(one) == "prune"]
+    assert argv[-2:] == ("--", OTHER)
+
+
 def test_a_bug_in_a_step_is_its_fault_alone(site: Site) -> None:
     def broken(*_of_step: object) -> Ended:
         raise KeyError("surprise")
@@ -205,6 +220,15 @@ def test_a_bug_in_a_step_is_its_fault_alone(site: Site) -> None:
     assert "Unexpected KeyError: 'surprise'" in by_kind(run)[StepKind.COPY].faults[0].message
     assert by_kind(run)[StepKind.VERIFY].outcome is Outcome.DONE
     assert run.status == 1
+
+
+def test_a_document_of_another_version_is_the_fault_of_its_step_alone(site: Site) -> None:
+    site.steps.answers["copy"] = Ended(0, {"schema": "vbackup.copy/1", "domains": [{"of": "a newer vbackup"}]})
+    done = do(site)
+    assert by_kind(done)[StepKind.COPY].outcome is Outcome.FAILED
+    assert "Unexpected KeyError" in by_kind(done)[StepKind.COPY].faults[0].message
+    assert outcomes(done).count(Outcome.DONE) == 4
+    assert done.status == 1
 
 
 def test_a_record_that_cannot_be_written_stops_no_backup(site: Site) -> None:

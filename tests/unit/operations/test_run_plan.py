@@ -59,3 +59,12 @@ def test_nothing_is_changed(site: Site) -> None:
     assert sorted(site.directory.rglob("*")) == before
     assert site.steps.argvs == []
     assert UUID in str(before)
+
+
+def test_what_two_jobs_contest_is_not_in_the_plan_either(site: Site) -> None:
+    one = job(domains=(), exclude=())
+    settings = config(site.path, one, job("hourly", domains=("web",), options={"prune": {"keep-hourly": "48"}}))
+    [planned] = run_plan.plan([one], settings, site.world)
+    run.run(RunRequest(("nightly",)), settings, site.world)
+    assert [command for step in planned.steps for command in step.commands] == site.steps.argvs
+    assert "prune" not in site.steps.kinds

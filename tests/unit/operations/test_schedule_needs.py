@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.unit.notices.runs import PLACE, STARTED, USUAL, config, job
-from vbackup.config.calendar import Calendar
+from vbackup.config.calendar import Calendar, Window
 from vbackup.config.model import Config, Job, Notifier, RepositoryEntry, Secret, TargetEntry
 from vbackup.errors import UsageError
 from vbackup.operations.schedule_needs import ScheduleRequest, chosen, of_job, warnings
@@ -56,6 +56,23 @@ def test_times_and_delay() -> None:
     one = job(random_delay_s=600.0)
     assert needs(replace(one, calendar=Calendar((time(13), time(1))))).on_calendar[0] == "*-*-* 01,13:00:00"
     assert needs(one).random_delay_s == 600.0
+
+
+def test_mail_of_a_user_needs_a_sendmail_that_can_change_its_group() -> None:
+    of_user = ScheduleRequest(is_user=True)
+    assert needs(job(notify=("mail",)), of_user).sends_mail
+    assert not needs(job(notify=("ops",)), of_user).sends_mail
+    assert not needs(job(notify=("mail",))).sends_mail  # root can write to the queue
+
+
+def test_a_run_that_waits_for_its_window_is_called_when_that_opens() -> None:
+    night = replace(job(window=Window(time(22), time(6))), calendar=Calendar((time(1),)))
+    assert needs(night).on_calendar[-1] == "*-*-* 22:00:00"
+    at_once = replace(night, calendar=Calendar((time(1), time(22))))
+    assert needs(at_once).on_calendar[0] == "*-*-* 01,22:00:00"
+    assert "*-*-* 22:00:00" not in needs(at_once).on_calendar
+    weekly = replace(at_once, calendar=Calendar((time(1), time(22)), frozenset({5})))
+    assert needs(weekly).on_calendar[-1] == "*-*-* 22:00:00"
 
 
 def test_directories_that_a_run_writes_to() -> None:

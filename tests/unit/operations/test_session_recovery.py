@@ -53,6 +53,8 @@ def test_exports_of_the_tracker_s_next_session_stay(tmp_path: Path, monkeypatch:
 class Empty:
     """A libvirt without domains."""
 
+    is_local = True
+
     def domain(self, name: str) -> DomainHandle:
         raise DomainNotFoundError(name, "qemu:///system", "x")
 

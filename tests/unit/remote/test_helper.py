@@ -19,7 +19,8 @@ import pytest
 from tests.daemon import wait_for
 from tests.unit.remote.conftest import Virsh, begin
 from vbackup.errors import LinkLostError, RemoteError
-from vbackup.remote import connection
+from vbackup.process import Process
+from vbackup.remote import command, connection
 from vbackup.remote.connection import Connection
 
 UUID = "c7a5fdbd-edaf-9455-926a-d65c16db1809"
@@ -156,8 +157,8 @@ def test_loss_ends_jobs_nodes_and_descriptors_of_this_backup_only(helper: Connec
     virsh.answer("query-named-block-nodes", json.dumps({"return": nodes}))
     sets = [{"fdset-id": 3, "fds": [{"fd": 9, "opaque": f"{NODE} 1:2"}]}, {"fdset-id": 4, "fds": [{"fd": 10}]}]
     virsh.answer("query-fdsets", json.dumps({"return": sets}))
-    for command in ("job-cancel", "blockdev-del", "remove-fd"):
-        virsh.answer(command, '{"return": {}}')
+    for one in ("job-cancel", "blockdev-del", "remove-fd"):
+        virsh.answer(one, '{"return": {}}')
     helper.call("guard", what="guard", uuid=UUID, jobs="x", nodes="x")  # that operation has failed
     helper.call("guard", what="guard", uuid=UUID, jobs=JOB[:-3], nodes=NODE[:-3], bitmaps=[["node", "working"]])
     assert helper._process.stdin is not None
@@ -176,8 +177,8 @@ def test_loss_ends_jobs_nodes_and_descriptors_of_this_backup_only(helper: Connec
 def test_loss_closes_sockets_that_no_node_took_and_removes_the_keys(
     helper: Connection, virsh: Virsh, tmp_path: Path
 ) -> None:
-    for command in ("getfd", "object-del"):
-        virsh.answer(command, '{"return": {}}')
+    for one in ("getfd", "object-del"):
+        virsh.answer(one, '{"return": {}}')
     objects = [{"name": f"{NODE[:-3]}target-tls"}, {"name": "libvirt-1-tls0"}]
     virsh.answer("qom-list", json.dumps({"return": objects}))
     helper.call("guard", what="guard", uuid=UUID, jobs=JOB[:-3], nodes=NODE[:-3])
@@ -294,3 +295,66 @@ def test_how_a_program_ended(helper: Connection) -> None:
 def test_imported_it_does_nothing() -> None:
     argv = [sys.executable, "-c", "import vbackup.remote.helper"]
     assert subprocess.run(argv, capture_output=True, check=True).stdout == b""
+
+
+def test_loss_ends_the_exports_of_a_session_and_stops_the_server(
+    helper: Connection, virsh: Virsh, tmp_path: Path
+) -> None:
+    exports = [{"id": f"{NODE}-1", "type": "nbd"}, {"id": "libvirt-1", "type": "nbd"}]
+    virsh.answer("query-block-exports", json.dumps({"return": exports}))
+    for one in ("block-export-del", "nbd-server-stop"):
+        virsh.answer(one, '{"return": {}}')
+    for query in ("query-jobs", "query-named-block-nodes", "query-fdsets", "qom-list"):
+        virsh.answer(query, '{"return": []}')
+    path = str(Path("/tmp", f"vbackup-test-{os.getpid()}.nbd"))
+    helper.call("guard", what="guard", uuid=UUID, jobs=JOB[:-3], nodes=NODE[:-3], session="-t", server=path)
+    with socket.socket(socket.AF_UNIX) as server, socket.socket(socket.AF_UNIX) as client:
+        server.bind(path)
+        server.listen()
+        client.connect(path)
+        accepted = server.accept()[0]
+        Path(path).unlink()  # the kernel knows it by this name still
+        assert sorted(helper.call("socket_states", what="look", path=path)) == ["01", "03"]
+        assert helper._process.stdin is not None
+        helper._process.stdin.close()
+        wait_for(lambda: virsh.count("block-export-del") > 0, "the end of the export", timeout_s=10)
+        assert virsh.count('"id": "libvirt-1"') == 0
+        virsh.answer("query-block-exports", '{"return": []}')
+        wait_for(lambda: virsh.count("qom-list") > 0, "all but the server", timeout_s=10)
+        time.sleep(0.5)
+        assert virsh.count("nbd-server-stop") == 0, "QEMU would wait for the client for ever"
+        accepted.close()
+        wait_for(lambda: virsh.count("nbd-server-stop") == 1, "the end of the server", timeout_s=10)
+
+
+def test_sockets_for_a_server(helper: Connection, virsh: Virsh) -> None:
+    virsh.answer("getfd", '{"return": {}}')
+    path = Path(helper.call("listen", what="listen", uuid=UUID, name="x-nbd"))
+    assert path.stat().st_mode & 0o7777 == 0o600
+    assert virsh.count('"fdname": "x-nbd"') == 1
+    helper.close()
+    assert not path.parent.exists()
+
+
+def test_mark_that_a_domain_has_to_stay_off(
+    virsh: Virsh, impatient: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = connection.source().replace('MARKS = "/run/vbackup/offline"', f'MARKS = "{tmp_path}/run/offline"')
+    monkeypatch.setattr(connection, "source", lambda: source)
+    one, other = (begin(["sh", "-c", command.bootstrap()]) for _ in range(2))
+    path = tmp_path / "run" / "offline" / UUID
+    assert one.call("mark", what="mark", uuid=UUID, work="backup") == {"is_set": True, "other": None}
+    assert one.call("mark", what="mark", uuid=UUID, work="backup") == {"is_set": False, "other": None}
+    mark = json.loads(path.read_text())
+    assert (mark["work"], Process.of(mark["pid"])) == (
+        "backup",
+        Process(mark["pid"], mark["start_ticks"], mark["boot_id"]),
+    )
+    assert other.call("mark", what="mark", uuid=UUID, work="restore") == {"is_set": False, "other": mark["pid"]}
+    one.call("unmark", what="mark", uuid=UUID)
+    assert not path.exists()
+    path.write_text("{")  # of no use to anybody
+    assert other.call("mark", what="mark", uuid=UUID, work="restore")["is_set"]
+    other.close()
+    assert not path.exists()
+    one.close()

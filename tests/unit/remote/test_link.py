@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.remote.conftest import Virsh
-from vbackup.errors import ForwardingError, LinkLostError, RemoteError
+from vbackup.errors import BusyError, ForwardingError, LinkLostError, RemoteError
 from vbackup.remote import helper
 from vbackup.remote.address import Address
 from vbackup.remote.link import Link, _private_directory
@@ -234,3 +234,29 @@ def test_file_from_before_1970_has_a_negative_time(link: Link, monkeypatch: pyte
     answer = dict.fromkeys(("mode", "size", "ctime_ns", "dev", "ino", "uid", "gid", "blocks"), 1)
     monkeypatch.setattr(link, "_call", lambda *_words, **_parameters: {**answer, "mtime_ns": -5, "more": "x"})
     assert link.stat("/x") == {**answer, "mtime_ns": -5}
+
+
+def test_domain_that_another_vbackup_there_has_marked(link: Link, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter([{"is_set": False, "other": 77}, {"is_set": True, "other": None}, None, None])
+    asked: list[str] = []
+
+    def call(do: str, *_words: str, **_parameters: str) -> object:
+        asked.append(do)
+        return next(answers)
+
+    monkeypatch.setattr(link, "_call", call)
+    with pytest.raises(BusyError, match=r"Another vbackup on root@hv1 \(process 77\)"), link.marked(UUID, "backup"):
+        pytest.fail("it goes on")
+    with link.marked(UUID, "backup"):
+        assert asked == ["mark", "mark"]
+    assert asked == ["mark", "mark", "unmark"]
+
+
+def test_user_who_may_not_set_marks_goes_without(link: Link, monkeypatch: pytest.MonkeyPatch) -> None:
+    def call(do: str, what: str, **_parameters: str) -> object:
+        assert do == "mark"
+        raise RemoteError("hv1", what, "Permission denied", errno=13)
+
+    monkeypatch.setattr(link, "_call", call)
+    with link.marked(UUID, "backup"):
+        pass

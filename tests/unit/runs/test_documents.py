@@ -19,7 +19,9 @@ def read(document: dict[str, Any]) -> Run:
     return documents.read(Fields(document, "the run", StorageError))
 
 
-@pytest.mark.parametrize("one", [run(), running()], ids=["ended", "running"])
+@pytest.mark.parametrize(
+    "one", [run(), running(), replace(run(), is_partial=True)], ids=["ended", "running", "partial"]
+)
 def test_a_run_is_read_as_it_was_written(one: Run) -> None:
     document = documents.document(one)
     schema_check.check(document)

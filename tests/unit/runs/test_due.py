@@ -108,6 +108,25 @@ def test_a_window_closes_by_the_clock_on_the_wall() -> None:
     assert due.closes(Window(time(22), time(6)), now, berlin) - now == timedelta(hours=5, minutes=30)
 
 
+def test_a_run_of_some_domains_is_not_that_of_the_night() -> None:
+    part = replace(ran(hours=1), is_partial=True)
+    assert due.due(NIGHTLY, [part], NOW, UTC).is_due
+    assert not due.due(NIGHTLY, [part, ran(hours=6)], NOW, UTC).is_due
+    assert not due.due(NIGHTLY, [replace(ran(Outcome.RUNNING, hours=1), is_partial=True)], NOW, UTC).is_due
+
+
+def test_a_window_closes_also_in_the_second_of_two_hours() -> None:
+    """In the night in which clocks are put back, 02:15 comes twice, and a window until 02:30 is open both times."""
+    berlin = ZoneInfo("Europe/Berlin")
+    until = Window(time(22), time(2, 30))
+    first = datetime(2026, 10, 25, 2, 15, tzinfo=berlin).astimezone(UTC)
+    for now in (first, first + timedelta(hours=1)):
+        assert due.opens(until, now, berlin) is None
+        assert due.closes(until, now, berlin) - now == timedelta(minutes=15)
+    spring = datetime(2026, 3, 29, 1, 15, tzinfo=berlin).astimezone(UTC)
+    assert due.closes(until, spring, berlin) - spring == timedelta(hours=1, minutes=15)  # 02:30 by the old clock
+
+
 @pytest.mark.parametrize(
     ("last", "words"),
     [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import threading
 from pathlib import Path
@@ -9,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.builders import Recorder
-from vbackup.errors import BusyError, InterruptedBySignalError
+from vbackup.errors import BusyError, InterruptedBySignalError, StorageError
 from vbackup.runs import lock
 from vbackup.stop import Stop
 
@@ -63,3 +65,18 @@ def test_a_signal_ends_the_wait(tmp_path: Path, recorder: Recorder) -> None:
             lock.held(tmp_path, tmp_path, job="second", wait_s=60, reporter=recorder, stop=stop),
         ):
             pytest.fail("both have it")
+
+
+def test_a_filesystem_without_locks_is_told_with_what_to_do(
+    tmp_path: Path, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_fd: int, _operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    for locked in (
+        lock.of_job(tmp_path, "nightly"),
+        lock.held(tmp_path, tmp_path, job="nightly", wait_s=60, reporter=recorder, stop=Stop()),
+    ):
+        with pytest.raises(StorageError, match=r"Cannot lock .*VBACKUP_STATE.*: No locks available"), locked:
+            pytest.fail("nobody has it")

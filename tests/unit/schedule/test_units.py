@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,16 @@ def test_service_with_all_that_a_job_can_need() -> None:
         "LoadCredentialEncrypted=sealed:/etc/credstore.encrypted/sealed",
         "SetCredential=sealed:\\n",
     ]
+
+
+def test_mail_of_a_user_is_not_kept_from_its_queue() -> None:
+    """Whatever the shipped unit of a user forbids, which systemd can only do with NoNewPrivileges, is taken back."""
+    harmless = {"Type", "ExecStart", "SyslogIdentifier", "OOMPolicy", "KillMode", "TimeoutStopSec", "Nice", "UMask"}
+    shipped = (TOP / "hooks/systemd/user" / places.SERVICE).read_text().partition("[Service]")[2]
+    settings = {line.partition("=")[0] for line in shipped.split() if "=" in line}
+    lines = set(service(replace(SIMPLE, sends_mail=True)).splitlines()) - set(service(SIMPLE).splitlines())
+    assert {line.partition("=")[0] for line in lines} == settings - harmless - {"SystemCallErrorNumber"}
+    assert all(line.endswith(("=", "=no")) for line in lines)
 
 
 def test_timer_has_times_and_delay() -> None:
@@ -107,7 +118,11 @@ def test_systemd_has_nothing_to_say_against_the_units(tmp_path: Path, *, is_user
     units = tmp_path / "units"
     units.mkdir()
     needs = Needs(
-        **{**vars(FULL), "command": (str(program), *FULL.command[1:])}  # systemd looks whether it is there
+        **{
+            **vars(FULL),
+            "command": (str(program), *FULL.command[1:]),
+            "sends_mail": is_user,
+        }  # systemd looks whether it is there
     )
     done = verify(installed(units, needs, is_user=is_user), is_user=is_user)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

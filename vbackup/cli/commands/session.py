@@ -84,7 +84,8 @@ def _add_begin(subcommands: Any) -> None:
         "--scratch",
         metavar="DIR",
         type=directory,
-        help="directory, on a fast disk, for what the guest overwrites meanwhile (default: TMPDIR, or /var/tmp)",
+        help="directory of the domain's host, on a fast disk, for what the guest overwrites meanwhile (default: TMPDIR,"
+        " or /var/tmp; on another host /var/tmp)",
     )
     _add_ttl(parser, "let the session expire after this time")
     parser.add_argument(

@@ -8,7 +8,18 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from vbackup.api import Config, ConfiguredJob, PlannedRun, Ran, RunRequest, documents, plan_runs, read_config, run_jobs
+from vbackup.api import (
+    Config,
+    ConfiguredJob,
+    PlannedRun,
+    Ran,
+    RunRequest,
+    documents,
+    plan_runs,
+    read_config,
+    run_jobs,
+    tell_not_run,
+)
 from vbackup.cli import journal, output, run_table
 from vbackup.cli.context import Context
 from vbackup.errors import Status, UsageError, error_document
@@ -19,6 +30,17 @@ _OF_ONE = ("domains", "exclude", "copy_to", "notify")
 
 def run(options: argparse.Namespace, context: Context) -> int:
     """Run the jobs, and print what became of them."""
+    try:
+        return _run(options, context)
+    except UsageError as err:
+        # What a timer calls, nobody sees: a configuration that was broken since must not be a night without a word.
+        if options.due and not (options.list or options.dry_run):
+            with context.reporting(steps=False) as reporter:
+                tell_not_run(err, options.jobs, path=options.config, reporter=reporter)
+        raise
+
+
+def _run(options: argparse.Namespace, context: Context) -> int:
     config = read_config(options.config)
     changed = _changed(options, context, config)
     if options.list or options.dry_run:

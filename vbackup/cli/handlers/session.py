@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping
 
-from vbackup.api import Session, SessionRequest, default_overlays, split_session_address
+from vbackup.api import Session, SessionRequest, split_session_address
 from vbackup.cli import output, session_changes
 from vbackup.cli.arguments import domain_of, optional_domain_of
 from vbackup.cli.context import Context
@@ -39,7 +39,7 @@ def _begin(options: argparse.Namespace, context: Context) -> None:
         excluded_disks=tuple(options.exclude_disk),
         quiesce=Quiesce(options.quiesce),
         freeze_limit_s=options.freeze_limit,
-        scratch=options.scratch or default_overlays(),
+        scratch=options.scratch,
         ttl_s=options.ttl,
         listen=listen,
         tls=options.tls_creds,

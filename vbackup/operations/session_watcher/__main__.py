@@ -9,9 +9,10 @@ import sys
 
 if __name__ == "__main__":
     orders = json.load(sys.stdin)
-    os.write(1, b"%d" % os.getpid())
-    for fd in (0, 1):  # vbackup waits for the end of our output
-        os.dup2(2, fd)
+    os.dup2(2, 0)
+    if "link" not in orders:
+        os.write(1, b"%d" % os.getpid())
+        os.dup2(2, 1)  # vbackup waits for the end of our output
     sys.path[:] = orders.pop("sys_path")
     from vbackup.operations.session_watcher import process
 

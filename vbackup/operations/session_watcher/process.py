@@ -9,18 +9,22 @@ import os
 import signal
 import syslog
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from vbackup.engine.fleecing_area import LocalArea
 from vbackup.errors import StorageError, UnknownSessionError, VbackupError
 from vbackup.report import Silent
 from vbackup.sessions import sockets
-from vbackup.sessions.record import KILLED, QEMU_ENDED, Session, SessionState
+from vbackup.sessions.record import KILLED, LINK_LOST, QEMU_ENDED, Session, SessionState
 from vbackup.sessions.store import Store
 from vbackup.stop import Stop
+
+if TYPE_CHECKING:
+    from vbackup.operations.session_watcher.linked import Forwarded
 
 #: Time between two looks at the record and the free space.
 TICK_S = 1.0
@@ -39,18 +43,43 @@ class Due:
     reason: str | None = None
 
 
-def main(*, session_id: str, directory: str, uri: str, reserve_bytes: int) -> None:
+def main(
+    *, session_id: str, directory: str, uri: str, reserve_bytes: int, link: Mapping[str, Any] | None = None
+) -> None:
     """Watch a session; the parameters are the orders (see vbackup.operations.session_watcher.start)."""
     for signum in (signal.SIGHUP, signal.SIGINT):
         signal.signal(signum, signal.SIG_IGN)
     os.chdir("/")
     store = Store(Path(directory))
     pause = threading.Event()
-    until_closed(
-        lambda: watch(session_id, store, reserve_bytes=reserve_bytes, wait=pause.wait),
-        lambda: _end(session_id, reserve_bytes, store=store, uri=uri),
-        wait=pause.wait,
-    )
+    if link is None:
+        until_closed(
+            lambda: watch(session_id, store, reserve_bytes=reserve_bytes, wait=pause.wait),
+            lambda: _end(session_id, reserve_bytes, store=store, uri=uri),
+            wait=pause.wait,
+        )
+        return
+    from vbackup.operations.session_watcher import linked  # most sessions are on this host
+
+    try:
+        with linked.opened(uri, linked.Order(**link)) as there:
+            linked.say(there.answer())
+            until_closed(
+                lambda: watch(session_id, store, reserve_bytes=reserve_bytes, wait=pause.wait, there=there),
+                lambda: _end(session_id, reserve_bytes, store=store, uri=uri, there=there),
+                wait=pause.wait,
+            )
+            if _is_closed(session_id, store):
+                there.release()
+    except VbackupError as err:
+        linked.say(linked.Answer.of(err))
+
+
+def _is_closed(session_id: str, store: Store) -> bool:
+    try:
+        return store.session(session_id).is_closed
+    except (UnknownSessionError, StorageError):
+        return False
 
 
 def until_closed(watch_: Callable[[], Due | None], end: Callable[[], bool], *, wait: Callable[[float], object]) -> None:
@@ -67,8 +96,18 @@ def until_closed(watch_: Callable[[], Due | None], end: Callable[[], bool], *, w
         due = watch_()
 
 
-def watch(session_id: str, store: Store, *, reserve_bytes: int, wait: Callable[[float], object]) -> Due | None:
-    """Wait until a session has to end; return why, None if it has ended without us. ``wait`` waits some seconds."""
+def watch(
+    session_id: str,
+    store: Store,
+    *,
+    reserve_bytes: int,
+    wait: Callable[[float], object],
+    there: Forwarded | None = None,
+) -> Due | None:
+    """Wait until a session has to end; return why, None if it has ended without us. ``wait`` waits some seconds.
+
+    ``there``: the connection to the host of the session, if it is another one.
+    """
     while True:
         try:
             session = store.session(session_id)
@@ -79,13 +118,13 @@ def watch(session_id: str, store: Store, *, reserve_bytes: int, wait: Callable[[
             continue
         if session.is_closed:
             return None
-        due = due_of(session, reserve_bytes)
+        due = due_of(session, reserve_bytes, there)
         if due is not None:
             return due
         wait(TICK_S)
 
 
-def due_of(session: Session, reserve_bytes: int) -> Due | None:
+def due_of(session: Session, reserve_bytes: int, there: Forwarded | None = None) -> Due | None:
     """Return why a session has to end now, None if it has not.
 
     One that somebody else has ended, but not closed, has to end too: its commit may have been killed in between.
@@ -96,11 +135,13 @@ def due_of(session: Session, reserve_bytes: int) -> Due | None:
     if session.state is SessionState.BEGINNING:
         is_dead = session.internals is not None and not session.internals.writer.lives
         return Due(SessionState.FAILED, KILLED) if is_dead else None
+    if there is not None and there.is_lost:
+        return Due(SessionState.FAILED, LINK_LOST)
     if session.has_expired(now):
         return Due(SessionState.EXPIRED)
-    if not _has_server(session):
+    if not (_has_server(session) if there is None else there.has_server()):
         return Due(SessionState.FAILED, QEMU_ENDED)
-    return Due(SessionState.FAILED, FULL) if _is_full(session, reserve_bytes) else None
+    return Due(SessionState.FAILED, FULL) if _is_full(session, reserve_bytes, there) else None
 
 
 def _has_server(session: Session) -> bool:
@@ -118,24 +159,28 @@ def _has_server(session: Session) -> bool:
     return internals.server is None or sockets.is_open(Path(internals.server))
 
 
-def _is_full(session: Session, reserve_bytes: int) -> bool:
+def _is_full(session: Session, reserve_bytes: int, there: Forwarded | None) -> bool:
     """Return True if the scratch directory is nearly full; a domain that is off has none.
 
     One that cannot be asked is not: QEMU goes on, and a cluster that was not saved is an error for the client.
     """
     if session.internals is None or session.internals.daemon is not None:
         return False
+    if there is not None:
+        return there.is_full(session.internals.scratch, reserve_bytes)
     try:
         return LocalArea(Path(session.internals.scratch)).free_bytes() < reserve_bytes
     except StorageError:
         return False
 
 
-def _end(session_id: str, reserve_bytes: int, *, store: Store, uri: str) -> bool:
+def _end(session_id: str, reserve_bytes: int, *, store: Store, uri: str, there: Forwarded | None = None) -> bool:
     """End a session unless somebody else has, or has given it more time; return False if something is left of it.
 
     Raises VbackupError.
     """
+    if there is not None and there.is_lost:
+        _write_down_loss(session_id, store)
     # Imported here: waiting does without libvirt.
     from vbackup.domain.host import Host
     from vbackup.operations import session_recovery
@@ -143,15 +188,27 @@ def _end(session_id: str, reserve_bytes: int, *, store: Store, uri: str) -> bool
     uuid = store.session(session_id).domain_uuid
     with Host(uri) as host, store.locked(uuid, stop=Stop()) as domain:
         session = store.session(session_id)
-        due = None if session.is_closed else due_of(session, reserve_bytes)
+        had_ended = session.state.has_ended
+        due = None if session.is_closed else due_of(session, reserve_bytes, there)
+        if due is None and had_ended and there is not None and there.is_lost and not session.is_closed:
+            due = Due(session.state, session.end_reason)  # nobody else does it: its lock is ours
         if due is None:
             return True
-        had_ended = session.state.has_ended
         with session_recovery.qemu_of(session, session_recovery.domain_of(host, session.domain_uuid)) as qemu:
             session = session_recovery.end(domain, session, qemu, state=due.state, reason=due.reason, reporter=Silent())
     if not had_ended:
         _log(f"session {session_id} ended: {due.state.value}" + (f", {due.reason}" if due.reason else ""))
     return session.is_closed
+
+
+def _write_down_loss(session_id: str, store: Store) -> None:
+    """Write down that a session has failed whose connection is lost, before its host is reached again, if ever."""
+    with store.locked(store.session(session_id).domain_uuid, stop=Stop()) as domain:
+        session = store.session(session_id)
+        if session.state is SessionState.OPEN:
+            ended = datetime.now(timezone.utc)
+            domain.write(replace(session, state=SessionState.FAILED, ended=ended, end_reason=LINK_LOST))
+            _log(f"session {session_id} ended: {SessionState.FAILED.value}, {LINK_LOST}")
 
 
 def _log(message: str) -> None:

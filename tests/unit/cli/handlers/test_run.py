@@ -181,3 +181,30 @@ def test_configuration_that_is_not_valid_is_refused_with_its_place(command: Comm
 def test_failed_step_is_the_exit_status(run: Any, steps: Scripted) -> None:
     steps.answers["copy"] = Ended(137, None, killed_by=9)
     assert "It was killed by SIGKILL" in run("nightly", status=137).stdout
+
+
+@pytest.mark.parametrize(
+    ("change", "job", "fault"),
+    [
+        ("[job.nightly.prune]\nkeep-lst = 3", "nightly", "Unknown key 'keep-lst'"),
+        ("", "gone", "The configuration has no job 'gone'"),
+    ],
+)
+def test_a_timer_whose_job_cannot_be_run_tells_it(
+    run: Any, tmp_path: Path, change: str, job: str, fault: str, steps: Scripted
+) -> None:
+    mail = tmp_path / "mail"
+    sendmail = tmp_path / "sendmail"
+    sendmail.write_text(f"#!/bin/sh\ncat >> {mail}\n")
+    sendmail.chmod(0o700)
+    path = tmp_path / "vbackup.toml"
+    text = path.read_text().replace('mail-to = "root"', f'mail-to = "root"\nsendmail = "{sendmail}"')
+    path.write_text(text.replace("notify = []", "").replace("[job.nightly.prune]\nkeep-last = 3", change))
+    run(job, status=2)
+    run(job, "--due", "--dry-run", status=2)
+    assert not mail.exists()  # somebody is there and sees it
+    for _ in range(2):  # it is told once
+        assert fault in run(job, "--due", status=2).stderr
+    assert mail.read_text().count("Subject:") == 1
+    assert fault in mail.read_text().replace("=\n", "").replace("=27", "'")
+    assert steps.argvs == []
