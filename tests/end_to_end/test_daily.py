@@ -9,7 +9,7 @@ import shutil
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,8 +24,11 @@ from tests.whole_system import DISK, System, system
 if TYPE_CHECKING:
     from tests.daemon import Daemon
 
-CONFIG, OTHER_STEPS = "/etc/vbackup/vbackup.toml", "/etc/vbackup/conf.d/steps.toml"
+CONFIG = "/etc/vbackup/vbackup.toml"
+#: With steps that some nights only have.
+PRUNE, VERIFY = "/etc/vbackup/conf.d/prune.toml", "/etc/vbackup/conf.d/verify.toml"
 COPIES = ("--copy-to", "away")
+#: What an administrator adds to the proposal of 'config init'.
 MORE = """
 [notify.ops]
 mail-to = "ops@example.org"
@@ -94,21 +97,20 @@ class Host:
         file = self.system.inside(CONFIG)
         proposed = file.read_text().replace('#domains = ["db", "web"]', 'domains = ["db", "web"]')
         assert "\ndomains" in proposed
-        # Prune and verify are in another file, so that a night that has nothing to do with them goes without. An audit
-        # asks for more room than there is.
+        # Prune and verify are in files of their own, so that a night that has nothing to do with them goes without. An
+        # audit asks for more room than there is.
         backup, prune, rest = proposed.partition("[job.nightly.prune]")
-        steps, told, rest = rest.partition("# Who is told")
-        steps = steps.replace("[job.nightly.audit]\nsample = 1\n", "")
+        rules, verify, rest = rest.partition("[job.nightly.verify]")
+        sample, told, rest = rest.partition("# Who is told")
         self.system.run("mkdir /srv/away /etc/vbackup/conf.d")
-        self.system.inside(OTHER_STEPS).write_text(prune + steps)
+        self.system.inside(PRUNE).write_text(prune + rules)
+        self.system.inside(VERIFY).write_text(verify + sample.replace("[job.nightly.audit]\nsample = 1\n", ""))
         file.write_text(backup + told + rest + MORE.format(recipient=recipient))
         assert "can be used" in self.system.run("vbackup config check")
 
-    @contextmanager
-    def other_steps(self) -> Iterator[None]:
-        """Prune and verify are done, too."""
-        with self.broken(f"mv {OTHER_STEPS}.off {OTHER_STEPS}", f"mv {OTHER_STEPS} {OTHER_STEPS}.off"):
-            yield
+    def with_step(self, file: str) -> AbstractContextManager[None]:
+        """The nights of the block have the step of that file."""
+        return self.broken(f"mv {file}.off {file}", f"mv {file} {file}.off")
 
     def night(self, status: int = 0, *options: str, before: str = "") -> Night:
         line = f"{before} vbackup run nightly {' '.join(options)} --json 2> /root/log"
@@ -165,7 +167,7 @@ def host(_daemon: Daemon, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
             assert {"backup", "prune", "copy", "verify", "copy-verify"} <= {
                 step["kind"] for step in first.run["steps"] if step["outcome"] == "done"
             }
-            made.run(f"mv {OTHER_STEPS} {OTHER_STEPS}.off")
+            made.run(f"mv {PRUNE} {PRUNE}.off && mv {VERIFY} {VERIFY}.off")
             yield one
             daemon.clear()
     finally:
@@ -230,11 +232,11 @@ def test_guest_that_ends_during_its_backup(host: Host) -> None:
 
 def test_disk_that_is_full(host: Host) -> None:
     with host.broken("dd if=/dev/zero of=/srv/.disk/filler bs=64k 2> /dev/null || true", "rm /srv/.disk/filler"):
-        with host.other_steps():
+        with host.with_step(VERIFY):
             night = host.night(3)
         night.assert_told("FAILED: none of 2 domains was backed up", "no space left. Free some space")
         assert {step["kind"]: step["status"] for step in night.run["steps"]}["verify"] == 0
-        assert night.failed()["backup"] == 3
+        assert night.failed() == {"backup": 3}
         assert {one["fault"]["code"] for one in night.run["domains"]} == {"NO_SPACE"}
         assert night.text.startswith("CRITICAL: ")
         assert "Repository main: Only 0.0 % of its filesystem is free." in night.text
@@ -259,7 +261,7 @@ def test_wrong_key(host: Host) -> None:
 
 def test_clock_that_is_a_year_ahead(host: Host) -> None:
     before = set(backups(host))
-    with host.other_steps():
+    with host.with_step(PRUNE):
         ahead = host.night(before="faketime -f +365d")
     ahead.assert_told("UNUSUAL: The last run began at ", "the machine was off for long, or the clock is wrong.")
     assert {step["kind"] for step in ahead.run["steps"] if step["outcome"] == "skipped"} >= {"prune"}
@@ -268,7 +270,7 @@ def test_clock_that_is_a_year_ahead(host: Host) -> None:
     assert host.night(before="faketime -f +365d").mails == []
     right = host.night()
     right.assert_told("UNUSUAL: The clock says ", "the clock has been set back, or was wrong then.")
-    assert "is of the future: the clock is wrong, or was when it was made." in right.mails[0][1]
+    assert " of domain web is of the future: the clock is wrong, or was when it was made." in right.mails[0][1]
     after = host.night()
     assert after.mails == []  # a backup of the future is there until then
     assert "is of the future" in after.text

@@ -262,12 +262,13 @@ class JobRun:
         """Note a backup that is later than now as unusual; the rules of a prune keep it, and do not count it."""
         with suppress(OSError, VbackupError, _NotDoneError):
             path, latest = self._repository().path, names.stamp(self.world.now() + due.AHEAD)
+            known_as = {one.uuid: one.name for one in self.run.domains}
             for uuid in self._present().uuids:
                 late = [one.name for one in (path / uuid).iterdir() if names.BACKUP_ID.fullmatch(one.name)]
                 if late and max(late) > latest:
                     self._warn(
-                        f"backup {max(late)} of domain {uuid} is of the future: the clock is wrong, or was when it was"
-                        " made"
+                        f"backup {max(late)} of domain {known_as.get(uuid, uuid)} is of the future: the clock is wrong,"
+                        " or was when it was made"
                     )
 
     def _warn(self, reason: str) -> None:
