@@ -38,12 +38,13 @@ def parse(label: str) -> QemuUser:
     """
     user, _, group = label.strip().partition(":")
     try:
-        uid = int(user) if _is_number(user) else pwd.getpwnam(user).pw_uid
-        gid = int(group) if _is_number(group) else grp.getgrnam(group).gr_gid
+        uid = int(user) if is_number(user) else pwd.getpwnam(user).pw_uid
+        gid = int(group) if is_number(group) else grp.getgrnam(group).gr_gid
     except KeyError as err:
         raise MalformedError(f"libvirt runs QEMU as {label!r}, but this host has no such user or group.") from err
     return QemuUser(uid, gid)
 
 
-def _is_number(word: str) -> bool:
+def is_number(word: str) -> bool:
+    """Return True if a label has a number in the place of a name."""
     return word.removeprefix("+").isdecimal()
