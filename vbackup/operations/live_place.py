@@ -22,7 +22,7 @@ from vbackup.images import destination, live_point
 from vbackup.images.flatten import Layer
 from vbackup.images.live_point import LivePoint, Serving
 from vbackup.model import SecurityLabel
-from vbackup.operations import live_files
+from vbackup.operations import live_files, restored_domain
 from vbackup.operations.live_files import Writing
 from vbackup.operations.restored_domain import Prepared
 from vbackup.operations.restored_machine import Placed
@@ -43,12 +43,10 @@ class Place(Protocol):
     def absolute(self, output: Path) -> Path:
         """Return the output directory as an absolute path of that host. Raises UnsuitableError if it is not known."""
 
-    def refuse_unfit(
-        self, output: Path, others: Iterable[Path], machine: Sequence[Placed], repository: Repository
-    ) -> None:
+    def refuse_unfit(self, output: Path, others: Iterable[Path], repository: Repository) -> None:
         """Raise an error if files cannot be made there. ``others``: directories and files beside the output directory.
 
-        ``machine`` is what the domain needs beside disks and XML.
+        ``repository`` is no place for them.
         """
 
     def refuse_existing(self, paths: Sequence[Path]) -> None:
@@ -65,6 +63,9 @@ class Place(Protocol):
 
     def write(self, state: LiveState, what: Writing) -> None:
         """Write all files of the domain; live.json gets its name last. If it fails, nothing is left."""
+
+    def machine(self, prepared: Prepared, machine: Sequence[Placed]) -> tuple[Placed, ...]:
+        """Return the files of the machine with their places when the domain is defined."""
 
     def remove(self, state: LiveState) -> None:
         """Remove all files that the restore has made, and the output directory if it is empty then."""
@@ -127,11 +128,8 @@ class Here:
         """Start from the current directory."""
         return output.absolute()
 
-    def refuse_unfit(
-        self, output: Path, others: Iterable[Path], machine: Sequence[Placed], repository: Repository
-    ) -> None:
+    def refuse_unfit(self, output: Path, others: Iterable[Path], repository: Repository) -> None:
         """Refuse directories of the repository, and those that cannot be written."""
-        del machine
         repository.refuse_inside(output, *others)
         files.refuse_unwritable(output)
 
@@ -156,6 +154,10 @@ class Here:
     def write(self, state: LiveState, what: Writing) -> None:
         """Write them in temporary directories beside their places."""
         live_files.write(state, what)
+
+    def machine(self, prepared: Prepared, machine: Sequence[Placed]) -> tuple[Placed, ...]:
+        """Defining it has brought them there."""
+        return restored_domain.place_machine(prepared, machine)
 
     def remove(self, state: LiveState) -> None:
         """Remove them."""

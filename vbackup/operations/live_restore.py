@@ -197,7 +197,7 @@ def _restore(found: Chosen, work: _Work, scripts: DomainScripts) -> LiveRestored
             checkpoints = finish(
                 handle, state, found.backup, place=place, repository=work.repository, reporter=work.reporter
             )
-    return restored(state, checkpoints, ready.definition, restored_domain.place_machine(prepared, ready.machine))
+    return restored(state, checkpoints, ready.definition, place.machine(prepared, ready.machine))
 
 
 def _ready(found: Chosen, work: _Work) -> _Ready:
@@ -215,7 +215,7 @@ def _ready(found: Chosen, work: _Work) -> _Ready:
     of_state = [live_state.FILE, live_state.SOCKET]
     place.refuse_existing([*(one.path for one in places), *(output / name for name in (*names, *of_state))])
     others = [*request.destinations.values(), *([] if work.pool is None else [work.pool.target])]
-    place.refuse_unfit(output, others, machine, work.repository)
+    place.refuse_unfit(output, others, work.repository)
     restored_machine.check(machine, backup, repository=work.repository, stop=work.stop)
     define = DefineRequest(request.name, start=True)
     restoring = RestoreRequest(backup.domain_uuid, output, define=define, uri=host.uri)

@@ -34,7 +34,7 @@ from vbackup.images.live_point import Serving
 from vbackup.images.live_point_there import LivePointThere
 from vbackup.layers import ChainState, FileState, LayerState
 from vbackup.model import MachineKind, SecurityLabel
-from vbackup.operations import live_files, restore_there, restored_machine
+from vbackup.operations import live_files, restore_there, restored_machine, tpm_there
 from vbackup.operations.live_files import Writing
 from vbackup.operations.restored_domain import Prepared
 from vbackup.operations.restored_machine import Placed
@@ -66,6 +66,7 @@ class There:
         self._locked: Path | None = None
         self._lock: tuple[Link, int] | None = None
         self._record: Callable[[Link], None] | None = None
+        self._tpm: Path | None = None
 
     @property
     def _link(self) -> Link:
@@ -84,17 +85,8 @@ class There:
 
     # what is refused before anything is written
 
-    def refuse_unfit(
-        self, output: Path, others: Iterable[Path], machine: Sequence[Placed], repository: Repository
-    ) -> None:
-        """Refuse a TPM, whose state has to be copied to its place before the domain starts."""
-        del output, others, repository
-        if restored_machine.path_of(machine, MachineKind.TPM) is not None:
-            raise UnsuitableError(
-                f"The domain has a TPM, whose state would have to be in its place on {self._link.host} before it"
-                " starts. Nothing was written; restore with --define, copy it there, and start the domain, or run"
-                " vbackup on that host."
-            )
+    def refuse_unfit(self, output: Path, others: Iterable[Path], repository: Repository) -> None:
+        """Whether the directory can be written is seen when that begins; no repository of this host is there."""
 
     def refuse_existing(self, paths: Sequence[Path]) -> None:
         """Ask the kernel there."""
@@ -116,13 +108,10 @@ class There:
         return QemuUser(self._number("passwd", user), self._number("group", group))
 
     def _number(self, database: str, name: str) -> int:
-        if qemu_user.is_number(name):
-            return int(name)
-        found = self._link.try_run(["getent", database, name]).stdout.decode(errors="replace")
-        number = ":".join(found.split(":")[2:3])
-        if not number.isdecimal():
+        number = qemu_user.number_there(self._link, database, name)
+        if number is None:
             raise MalformedError(f"libvirt runs QEMU as {name!r}, which {self._link.host} does not know ({database}).")
-        return int(number)
+        return number
 
     def room(self, path: Path) -> tuple[int, Path, int]:
         """Ask the kernel there."""
@@ -134,7 +123,10 @@ class There:
 
     def write(self, state: LiveState, what: Writing) -> None:
         """Write them in a directory that goes with the link, beside their places."""
-        link, output = self._link, state.output
+        link, output, machine = self._link, state.output, self._in_place(what.text, what.machine)
+        tpm = restored_machine.path_of(machine, MachineKind.TPM)
+        if tpm is not None:
+            tpm_there.refuse_existing(tpm, self.is_missing, link)
         stage = Path(link.stage(os.fspath(output)))
         moves: list[tuple[Path, Path]] = []
         for dev, one in state.disks.items():
@@ -150,17 +142,34 @@ class There:
             link.run(["sync", os.fspath(path)], timeout_s=END_S)
         with tempfile.TemporaryDirectory(prefix="vbackup-") as directory:
             here = Path(directory)
-            restored_machine.write(what.machine, what.found.backup, here, repository=what.repository, stop=what.stop)
-            for placed in what.machine:
-                restore_there.send(link, here / placed.path.name, stage / placed.path.name)
-                moves.append((stage / placed.path.name, placed.path))
+            restored_machine.write(machine, what.found.backup, here, repository=what.repository, stop=what.stop)
+            for placed in machine:
+                is_elsewhere = placed.path.parent != output
+                new = tpm_there.stage(link, placed.path) if is_elsewhere else stage / placed.path.name
+                restore_there.send(link, here / placed.path.name, new)
+                if placed.path == tpm:
+                    tpm_there.give(link, self._host, new)
+                moves.append((new, placed.path))
         for name, text in (("domain.xml", what.text), (live_state.FILE, state.text())):
             link.write_file(os.fspath(stage / name), [text.encode()])
             moves.append((stage / name, output / name))
         what.stop.check()
         link.publish([(os.fspath(source), os.fspath(target)) for source, target in moves])
+        self._tpm = tpm
         with suppress(RemoteError):  # or it goes with the link
             link.run(["rm", "-r", "--", os.fspath(stage)])
+
+    def machine(self, prepared: Prepared, machine: Sequence[Placed]) -> tuple[Placed, ...]:
+        """They were written there."""
+        return self._in_place(prepared.text, machine)
+
+    def _in_place(self, text: str, machine: Sequence[Placed]) -> tuple[Placed, ...]:
+        """Return the files of the machine with the state of the TPM where libvirt there looks for it."""
+        place = restored_machine.tpm_place(text, machine, self._host.real_uri)
+        return tuple(
+            replace(one, path=place) if place is not None and one.file.kind is MachineKind.TPM else one
+            for one in machine
+        )
 
     def _add_bitmaps(self, link: Link, state: LiveState, images: Mapping[str, Path], what: Writing) -> None:
         """Let the chain of the original go on from the backup; what goes wrong is a warning, as in a restore here."""
@@ -202,11 +211,18 @@ class There:
             )
 
     def remove(self, state: LiveState) -> None:
-        """Remove one after the other; what is not there any more is none."""
+        """Remove one after the other; what is not there any more is none.
+
+        With its domain, libvirt has removed the state of a TPM. One of a domain that was not defined is this run's.
+        """
         link = self._link
+        tpm = state.output / restored_machine.TPM if restored_machine.TPM in state.files else None
+        for directory in filter(None, {self._tpm, tpm}):
+            link.run(["rm", "-rf", "--", os.fspath(directory)])
         names = [os.fspath(state.image(dev)) for dev in state.disks]
         last = {live_state.FILE: 1, live_state.LOCKED: 2}
-        found = sorted((*state.files, *state.later, live_state.FILE), key=lambda name: last.get(name, 0))
+        made = {*state.files, *state.later, live_state.FILE} - {restored_machine.TPM}
+        found = sorted(made, key=lambda name: last.get(name, 0))
         for path in (*names, os.fspath(state.socket), *(os.fspath(state.output / name) for name in found)):
             _remove(link, path)
         with suppress(RemoteError):  # others have put something there

@@ -29,8 +29,8 @@ from vbackup.images.opened_point import OpenedPoint
 from vbackup.images.restoring import Restoring, needed_bytes
 from vbackup.images.there import ImageThere, Served, Writing
 from vbackup.layers import ChainState, FileState, LayerState
-from vbackup.model import ImageFormat
-from vbackup.operations import restore, restore_scripts, restored_domain, restored_machine
+from vbackup.model import ImageFormat, MachineKind
+from vbackup.operations import restore, restore_scripts, restored_domain, restored_machine, tpm_there
 from vbackup.operations.restore import Restored, RestoreRequest
 from vbackup.operations.restore_scripts import Way
 from vbackup.operations.restored_domain import Prepared
@@ -134,11 +134,11 @@ def _restore(point: Chosen, work: _Work, scripts: DomainScripts) -> Restored:
         is_missing=is_missing,
     )
     refuse_closed(prepared, output, is_missing, work.link)
-    _refuse_empty_tpm(prepared, machine, work)
+    in_place = _in_place(prepared, machine, is_missing, work)
     files_of = {one.dev: one.path for one in destinations}
     restore_scripts.before(scripts, point, Way.NEW, output=output, files=files_of, name=request.define.name)
     verify.check_chains(chains, work.repository, reporter=work.reporter, stop=work.stop)
-    checkpoints = _write_all(point, destinations, machine, prepared.text, work)
+    checkpoints = _write_all(point, destinations, in_place, prepared.text, work)
     for warning in restore.warnings(choice, definition, is_missing=is_missing):
         work.reporter.warning(warning)
     with suppress(RemoteError):  # of the disks that a domain with this UUID had before
@@ -156,17 +156,15 @@ def _restore(point: Chosen, work: _Work, scripts: DomainScripts) -> Restored:
         shared=definition.shared,
         checkpoints=tuple(checkpoints),
         defined=defined,
-        machine=machine,
-        tpm_place=restored_machine.tpm_place(prepared.text, machine, work.host.real_uri),
+        machine=in_place,
     )
 
 
 def _definition(
     point: Chosen, machine: Sequence[Placed], destinations: Sequence[Destination], work: _Work
 ) -> RestoredXml:
-    # As if nothing were defined: what the domain needs of its TPM is left to the user, and is said.
     return restore.definition_for(
-        replace(work.request, define=None),
+        work.request,
         point.choice,
         machine,
         destinations,
@@ -238,14 +236,18 @@ def refuse_closed(prepared: Prepared, output: Path, is_missing: Callable[[str | 
             )
 
 
-def _refuse_empty_tpm(prepared: Prepared, machine: Sequence[Placed], work: _Work) -> None:
-    """Raise UnsuitableError if the domain would start with an empty TPM: its state has to be copied by hand."""
+def _in_place(
+    prepared: Prepared, machine: Sequence[Placed], is_missing: Callable[[str | Path], bool], work: _Work
+) -> tuple[Placed, ...]:
+    """Return the files of the machine with the state of the TPM where libvirt there looks for it.
+
+    Raises StorageError if there is one already.
+    """
     place = restored_machine.tpm_place(prepared.text, machine, work.host.real_uri)
-    if prepared.request.start and place is not None:
-        raise UnsuitableError(
-            f"Domain {prepared.identity.name} has a TPM, whose state has to be in {place} on {work.link.host} before it"
-            " starts. Nothing was written; --define without --start restores it, and says what to copy."
-        )
+    if place is None:
+        return tuple(machine)
+    tpm_there.refuse_existing(place, is_missing, work.link)
+    return tuple(replace(one, path=place) if one.file.kind is MachineKind.TPM else one for one in machine)
 
 
 def _write_all(
@@ -280,8 +282,12 @@ def _write_all(
         moves = [(stage / one.path.name, one.path) for one in destinations]
         restored_machine.write(machine, point.backup, here, repository=work.repository, stop=work.stop)
         for placed in machine:
-            send(link, here / placed.path.name, stage / placed.path.name)
-            moves.append((stage / placed.path.name, placed.path))
+            is_elsewhere = placed.path.parent != output
+            new = tpm_there.stage(link, placed.path) if is_elsewhere else stage / placed.path.name
+            send(link, here / placed.path.name, new)
+            if placed.file.kind is MachineKind.TPM:
+                tpm_there.give(link, work.host, new)
+            moves.append((new, placed.path))
         link.write_file(os.fspath(stage / "domain.xml"), [text.encode()])
         work.stop.check()
         # The domain XML last: where it is, all that it names is there.
