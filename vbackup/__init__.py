@@ -24,7 +24,8 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              remote_side  copy_rewrap  replicate  failover  failover_test  failback  standby
                              standby_files  standby_status  standby_documents  linked_standby  fleet  run  run_job
                              run_commands  run_children  run_results  run_log  run_end  run_plan  status  config_check
-                             config_init  metrics  completion  report  schedule  schedule_needs
+                             config_init  metrics  completion  report  schedule  schedule_needs  live_place  live_there
+                             tpm_there
     engine | copies | notices | schedule
     engine | copies | notices
       engine                 the parts of a backup in QEMU: plan  base  underlay  endmark  scratch  allocation
@@ -45,7 +46,7 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              joining  denied  denied_facts  written  storing  merge  opened_point  mount_points
                              mount_place  mount_lock  device  destination  restoring  replacement  appliance
                              guest_address  guest  guest_files  unpacking  throwaway  fsck  live_point  scratch  there
-                             target_server  target_tls
+                             target_server  target_tls  live_point_there
       stores                 where copies lie: store  directory  opening  sealed  age_header  age_stream  age_keys
                              key_files  bech32  settings  ssh  sftp  cloud  cloud_kinds  s3  s3_upload  s3_requests  aws
                              signing

@@ -18,6 +18,9 @@ from vbackup.fields import Fields
 
 log = logging.getLogger(__name__)
 
+#: The file that has the id of the current boot.
+BOOT_ID = "/proc/sys/kernel/random/boot_id"
+
 
 @dataclass(frozen=True)
 class Process:
@@ -31,14 +34,21 @@ class Process:
     def of(cls, pid: int) -> Process | None:
         """Return the process that has this pid now, or None if there is none or it is a zombie."""
         try:
-            # The second field, the command name in parentheses, can contain blanks and parentheses (proc(5)).
-            fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-            boot_id = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+            return cls.parse(pid, Path(f"/proc/{pid}/stat").read_bytes(), Path(BOOT_ID).read_bytes())
         except (FileNotFoundError, ProcessLookupError):
             return None
+
+    @classmethod
+    def parse(cls, pid: int, stat: bytes, boot_id: bytes) -> Process | None:
+        """Return the process of a host from the content of its /proc/PID/stat and BOOT_ID, None if it is a zombie.
+
+        Raises ValueError or IndexError if that is something else.
+        """
+        # The second field, the command name in parentheses, can contain blanks and parentheses (proc(5)).
+        fields = stat.rpartition(b")")[2].split()
         if fields[0] in (b"Z", b"X"):
             return None  # it has ended and has no open files
-        return cls(pid, int(fields[19]), boot_id)
+        return cls(pid, int(fields[19]), boot_id.decode("ascii").strip())
 
     @classmethod
     def this(cls) -> Process:

@@ -1,11 +1,13 @@
 """Restore to a hypervisor that SSH leads to: images, machine and definition are there, nothing is left of failures.
 
-vbackup.operations.restore_there and rollback_there decide and vbackup.images.there writes.
+vbackup.operations.restore_there, tpm_there and rollback_there decide and vbackup.images.there writes.
 """
 
 from __future__ import annotations
 
 import json
+import pwd
+import shutil
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,11 +18,17 @@ import pytest
 from tests.end_to_end.test_daemon import wait_for
 from tests.hosts import Hypervisor
 from tests.lab import DiskSpec, Machine, compare, domain_xml
+from vbackup import archive
+from vbackup.domain import swtpm
+from vbackup.domain.host import UNDEFINE_FLAGS, library_version
 from vbackup.engine import rollback
+from vbackup.operations.restored_machine import TPM_SOURCE_SINCE
 from vbackup.remote.link import Link
 
 if TYPE_CHECKING:
     from tests.conftest import Command
+
+UUID = "77777777-2222-3333-4444-777777777777"
 
 
 @pytest.fixture
@@ -147,6 +155,50 @@ def test_firmware_variables_come_along(
     assert (output / "nvram").read_bytes() == nvram.read_bytes()
     assert (output / "nvram").stat().st_mode & 0o777 == 0o600
     domain.domain.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM)
+
+
+@pytest.mark.skipif(shutil.which("swtpm") is None, reason="swtpm is not installed")
+def test_state_of_the_tpm_is_there_when_the_domain_starts(
+    hypervisor: Hypervisor, second_hypervisor: Hypervisor, command: Command, repository: Path
+) -> None:
+    """Given to swtpm's user, and nothing is overwritten."""
+    spec = DiskSpec(second_hypervisor.images / "vda.qcow2", size="8M")
+    spec.create()
+    tpm = "<tpm model='tpm-tis'><backend type='emulator' version='2.0'/></tpm>"
+    machine = second_hypervisor.define(domain_xml("web", [spec.xml()], devices=tpm, top=f"<uuid>{UUID}</uuid>"))
+    machine.handle.domain.create()
+    command("-c", second_hypervisor.uri, "-q", "backup", "web", "-r", repository)
+    machine.destroy()
+    (saved,) = repository.glob(f"{UUID}/*/tpm.tar")
+    known = archive.unpack(saved.read_bytes())["tpm2-00.permall"]
+    output, has_source = hypervisor.images / "web", library_version() >= TPM_SOURCE_SINCE
+    state = output / "tpm" if has_source else Path("/var/lib/libvirt/swtpm", UUID, "tpm2")
+    options = ("-c", hypervisor.uri, "restore", "web", "-r", repository, "--output", output, "--json")
+    done = command(*options, "--define").document
+    assert done["tpm_place"] is None
+    assert [one["path"] for one in done["machine"] if one["kind"] == "tpm"] == [str(state)]
+    kept = hypervisor.images / "kept"
+    hypervisor.run("cp", "-a", state / "tpm2-00.permall", kept)
+    assert kept.read_bytes() == known
+    assert kept.stat().st_uid == pwd.getpwnam(swtpm.DEFAULT).pw_uid
+    hypervisor.host.domain("web").domain.create()
+
+    def ended() -> None:
+        domain = hypervisor.host.domain("web")
+        assert domain.is_active()
+        domain.destroy()
+        domain.domain.undefineFlags(UNDEFINE_FLAGS[0])
+        for path in output.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    ended()
+    for how in ("--start", "--live"):
+        if not has_source:
+            assert f"{state} already exists on root@hv1" in command(*options, how, status=7).stderr
+            hypervisor.run("rm", "-r", state.parent)
+        done = command(*options, how).document
+        ended()
+    assert [disk["file"] for disk in done["disks"]] == [str(output / "vda.qcow2")]
 
 
 def test_rollback_of_a_domain_there(hypervisor: Hypervisor, command: Command, repository: Path, tmp_path: Path) -> None:

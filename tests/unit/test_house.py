@@ -38,6 +38,7 @@ ELSEWHERE = {
     "operations.repair_backups": "unit/operations/test_repair.py",
     "operations.repair_images": "unit/operations/test_repair.py",
     "operations.restore_there": "end_to_end/test_restore_there.py",  # needs a hypervisor, as the next one
+    "operations.tpm_there": "end_to_end/test_restore_there.py",
     "operations.rollback_there": "end_to_end/test_restore_there.py",
     "images.there": "end_to_end/test_restore_there.py",
     "qemu.nbd_layer": "contract/test_nbd_layer.py",  # needs a server
@@ -46,6 +47,9 @@ ELSEWHERE = {
     "engine.live_backing": "end_to_end/test_live_restore.py",
     "operations.live_abort": "end_to_end/test_live_restore.py",
     "operations.live_resume": "end_to_end/test_live_restore.py",
+    "operations.live_place": "end_to_end/test_live_there.py",  # needs a hypervisor, as the next ones
+    "operations.live_there": "end_to_end/test_live_there.py",
+    "images.live_point_there": "end_to_end/test_live_there.py",
     "engine.session_close": "end_to_end/test_sessions.py",  # needs libvirt, QEMU and the watcher, as the next ones
     "engine.session_server": "end_to_end/test_sessions.py",
     "engine.session_survey": "end_to_end/test_sessions.py",

@@ -131,6 +131,7 @@ class Restores(Connected):
     ) -> LiveRestored:
         """Start a domain from a backup at once, and return when all its data is in its own images.
 
+        Where libvirt is on another host that SSH leads to, the domain runs there (vbackup-remote(7)).
         ``pool`` and ``scripts``: as for ``restore``.
 
         Raises what ``restore`` raises, and UnsuitableError if this host cannot do it. If the call ends before all data

@@ -7,9 +7,13 @@ import os
 import pwd
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from vbackup.errors import MalformedError
 from vbackup.model import SecurityLabel
+
+if TYPE_CHECKING:
+    from vbackup.remote.link import Link
 
 
 @dataclass(frozen=True)
@@ -38,12 +42,25 @@ def parse(label: str) -> QemuUser:
     """
     user, _, group = label.strip().partition(":")
     try:
-        uid = int(user) if _is_number(user) else pwd.getpwnam(user).pw_uid
-        gid = int(group) if _is_number(group) else grp.getgrnam(group).gr_gid
+        uid = int(user) if is_number(user) else pwd.getpwnam(user).pw_uid
+        gid = int(group) if is_number(group) else grp.getgrnam(group).gr_gid
     except KeyError as err:
         raise MalformedError(f"libvirt runs QEMU as {label!r}, but this host has no such user or group.") from err
     return QemuUser(uid, gid)
 
 
-def _is_number(word: str) -> bool:
+def is_number(word: str) -> bool:
+    """Return True if a label has a number in the place of a name."""
     return word.removeprefix("+").isdecimal()
+
+
+def number_there(link: Link, database: str, name: str) -> int | None:
+    """Return the id of a user or group (``passwd`` or ``group``) of another host, or the number that the name is.
+
+    None if that host has none of that name. Raises RemoteError, LinkLostError.
+    """
+    if is_number(name):
+        return int(name)
+    found = link.try_run(["getent", database, name]).stdout.decode(errors="replace")
+    number = ":".join(found.split(":")[2:3])
+    return int(number) if number.isdecimal() else None

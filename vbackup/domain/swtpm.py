@@ -19,6 +19,8 @@ from vbackup.files import storage_errors
 #: The user and the group that libvirt runs swtpm as if its configuration names none, root where there is no such user
 #: (virQEMUDriverConfigNew).
 DEFAULT = "tss"
+#: The configuration of the system's QEMU driver.
+CONFIGURATION = "/etc/libvirt/qemu.conf"
 #: More than any file of a TPM's state has.
 _MAX_BYTES = 128 * 1024 * 1024
 _SETTING = re.compile(r'\s*(swtpm_user|swtpm_group)\s*=\s*"([^"]*)"')
@@ -28,7 +30,7 @@ def owner(uri: str) -> tuple[int, int] | None:
     """Return the uid and gid of libvirt's swtpm at this URI; None if files belong to whoever runs vbackup, and stay."""
     if os.geteuid() != 0 or urlsplit(uri).path == "/session":
         return None
-    named = _settings(_configuration(uri))
+    named = settings(_text(_configuration(uri)))
     return (
         _id(named.get("swtpm_user", DEFAULT), lambda name: pwd.getpwnam(name).pw_uid),
         _id(named.get("swtpm_group", DEFAULT), lambda name: grp.getgrnam(name).gr_gid),
@@ -37,15 +39,19 @@ def owner(uri: str) -> tuple[int, int] | None:
 
 def _configuration(uri: str) -> Path:
     root = parse_qs(urlsplit(uri).query).get("root", ["/"])[0] if urlsplit(uri).path == "/embed" else None
-    return Path("/etc/libvirt/qemu.conf") if root is None else Path(root, "etc/qemu.conf")
+    return Path(CONFIGURATION) if root is None else Path(root, "etc/qemu.conf")
 
 
-def _settings(path: Path) -> dict[str, str]:
+def _text(path: Path) -> str:
     try:
-        lines = path.read_text(errors="replace").splitlines()
+        return path.read_text(errors="replace")
     except OSError:
-        return {}  # libvirt does without, too
-    return {match[1]: match[2] for match in map(_SETTING.match, lines) if match}
+        return ""  # libvirt does without, too
+
+
+def settings(text: str) -> dict[str, str]:
+    """Return swtpm_user and swtpm_group of the configuration of libvirt's QEMU driver, as far as it names them."""
+    return {match[1]: match[2] for match in map(_SETTING.match, text.splitlines()) if match}
 
 
 def _id(name: str, look_up: Callable[[str], int]) -> int:

@@ -56,8 +56,7 @@ def begin(
     document = _document(all_disks, domain=domain, command=command, work=work)
     try:
         if is_live:
-            document["owner"] = Process.this().document()
-            document["before"] = earlier.get("before") if _is_live(earlier) else earlier or None
+            document |= _of_live(Process.this(), earlier)
         for directory in (DIRECTORY.parent, DIRECTORY):
             directory.mkdir(mode=0o700, exist_ok=True)
         _write(uuid, document)
@@ -73,6 +72,28 @@ def begin(
 def text(disks: Collection[str], *, domain: str, command: str) -> str:
     """Return the record of a restore in place for another host: in DIRECTORY there, under the UUID of the domain."""
     return json.dumps(_document(disks, domain=domain, command=command, work=Work.IN_PLACE)) + "\n"
+
+
+def live_text(disks: Collection[str], *, domain: str, command: str, owner: Process, earlier: bytes | None) -> str:
+    """Return the record of a live restore for another host.
+
+    ``owner`` is the process there that the data depends on, ``earlier`` the record that is there.
+    """
+    document = _document(disks, domain=domain, command=command, work=Work.LIVE)
+    return json.dumps({**document, **_of_live(owner, _parsed(earlier))}) + "\n"
+
+
+def text_before(earlier: bytes) -> str | None:
+    """Return the record of another host as it is when a live restore was undone, None if there is none then."""
+    record: Any = _parsed(earlier)
+    if _is_live(record):
+        record = record.get("before")
+    return json.dumps(record) + "\n" if record else None
+
+
+def _of_live(owner: Process, earlier: Mapping[str, Any]) -> dict[str, Any]:
+    before = earlier.get("before") if _is_live(earlier) else earlier or None
+    return {"owner": owner.document(), "before": before}
 
 
 def _document(disks: Collection[str], *, domain: str, command: str, work: Work) -> dict[str, Any]:
@@ -121,10 +142,17 @@ def _write(uuid: str, record: Mapping[str, Any]) -> None:
 def _read(uuid: str) -> dict[str, Any]:
     """Return the record; empty if there is none, or it is damaged."""
     try:
-        text = files.read_regular(_path(uuid), max_bytes=LIMIT_BYTES)
-        record = json.loads(text)
-    except (OSError, ValueError, RecursionError) as err:
+        return _parsed(files.read_regular(_path(uuid), max_bytes=LIMIT_BYTES))
+    except OSError as err:
         log.debug("no record of domain %s: %s", uuid, err)
+        return {}
+
+
+def _parsed(text: bytes | None) -> dict[str, Any]:
+    try:
+        record = json.loads(text or b"{}")
+    except (ValueError, RecursionError) as err:
+        log.debug("no record that can be read: %s", err)
         return {}
     return record if isinstance(record, dict) else {}
 

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
+from typing import Protocol
 
 from vbackup.domain.qemu_user import QemuUser
 from vbackup.errors import (
@@ -42,6 +43,21 @@ _UCRED = struct.Struct("3i")
 _WAITS = "The guest waits for what is not at home yet."
 
 
+class Serving(Protocol):
+    """Serves the disks of a backup to the QEMU of a domain."""
+
+    @property
+    def is_reached(self) -> bool:
+        """False if QEMU gets no answer now: to pause the guest would stop all of QEMU then."""
+
+    @property
+    def after(self) -> str:
+        """What becomes of a guest that cannot be paused, as a sentence."""
+
+    def leave(self) -> None:
+        """The guest runs on after the block: let the disks be served on, if that can be."""
+
+
 class LivePoint:
     """The disks of a backup as exports on a socket. A context manager, whose end removes the socket.
 
@@ -51,20 +67,28 @@ class LivePoint:
     be given to QEMU's user.
     """
 
+    is_reached = True
+    after = "Its backup is still served, so its guest can go on."
+
     def __init__(
         self,
         disks: Mapping[str, Sequence[Layer]],
         path: Path,
         *,
         user: QemuUser,
-        locks: Sequence[int],
+        locks: Sequence[int] | None,
         reporter: Reporter,
     ) -> None:
-        """``locks`` are descriptors with the locks of the backups, ``user`` is whom QEMU runs as."""
+        """``user`` is who connects: whom QEMU runs as.
+
+        ``locks`` are descriptors with the locks of the backups, which a daemon that survives this process keeps. None:
+        the daemon ends with this process.
+        """
         self._disks, self._path, self._user, self._reporter = disks, path, user, reporter
         self._locks = locks
         self._stack = ExitStack()
         self._is_left = False
+        self._is_another = False
 
     def __enter__(self) -> LivePoint:
         self._start()
@@ -102,6 +126,8 @@ class LivePoint:
                 continue
             try:
                 if self._stopping in select.select([ending, self._stopping], [], [])[0]:
+                    if self._is_another and self._locks is None:  # it ends with the thread that has started it
+                        self._stack.close()
                     return
             finally:
                 os.close(ending)
@@ -109,6 +135,7 @@ class LivePoint:
             self._stack.__exit__(type(gone), gone, None)  # quietly
             if not self._start_again(gone):
                 return
+            self._is_another = True
             self._reporter.warning(f"{PROGRAM} {gone.how}: another one serves the backup now.")
 
     def _start_again(self, gone: StorageDaemonGoneError) -> bool:
@@ -128,9 +155,8 @@ class LivePoint:
 
     def _start(self) -> None:
         with ExitStack() as stack:
-            point = stack.enter_context(
-                OpenedPoint(self._disks, reporter=self._reporter, survival=Survival(_mark(self._path), self._locks))
-            )
+            survival = None if self._locks is None else Survival(_mark(self._path), self._locks)
+            point = stack.enter_context(OpenedPoint(self._disks, reporter=self._reporter, survival=survival))
             stack.callback(self._remove_socket)
             point.listen(self._path)
             self._give_to_qemu()

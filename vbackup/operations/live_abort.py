@@ -8,11 +8,8 @@ from pathlib import Path
 from vbackup.domain import defining, pools
 from vbackup.domain.host import Host
 from vbackup.errors import UnsuitableError, UsageError
-from vbackup.hooks import half_restored
-from vbackup.images import live_point
-from vbackup.operations import live_files, live_restore, live_resume
+from vbackup.operations import live_place, live_restore, live_resume
 from vbackup.report import Reporter
-from vbackup.repository import live_state
 from vbackup.repository.repository import Repository
 
 
@@ -41,8 +38,8 @@ def run(request: AbortRequest, *, host: Host, repository: Repository, reporter: 
     Raises UsageError, which says what would be lost, without the confirmation; UnsuitableError if all data is at home,
     or the domain of this UUID is another one; and what vbackup.operations.live_resume.run raises of the record.
     """
-    live_restore.refuse_remote(host)
-    with live_state.locked(request.output.absolute()) as state:
+    place = live_place.of(host)
+    with place.locked(place.absolute(request.output)) as state:
         live_resume.refuse_other(state, request.domain, repository)
         handle = live_resume.domain_of(host, state)
         images = [state.image(dev) for dev in state.disks]
@@ -60,9 +57,9 @@ def run(request: AbortRequest, *, host: Host, repository: Repository, reporter: 
         if handle is not None:
             handle.destroy()
             defining.undefine(handle)
-        live_point.end_earlier(state.socket)
+        place.end_earlier(state)
         live_restore.unprotect(state, repository, reporter)
-        live_files.remove(state)
-        half_restored.take_back(state.uuid)
+        place.remove(state)
+        place.allow_start(state.uuid, is_undone=True)
         pools.refresh_of(host, images)
     return Aborted(state.backup, state.name, state.uuid, state.paths)

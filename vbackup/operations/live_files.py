@@ -13,6 +13,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
@@ -39,22 +40,33 @@ from vbackup.stop import Stop
 log = logging.getLogger(__name__)
 
 
-def write(
-    state: LiveState,
-    found: Chosen,
-    *,
-    machine: Sequence[Placed],
-    text: str,
-    checkpoint: bool,
-    repository: Repository,
-    reporter: Reporter,
-    stop: Stop,
-) -> None:
+@dataclass(frozen=True)
+class Writing:
+    """What the files are made of."""
+
+    found: Chosen
+    machine: Sequence[Placed]
+    text: str  #: the domain's XML
+    checkpoint: bool  #: the images get the bitmap of the restored checkpoint
+    repository: Repository
+    reporter: Reporter
+    stop: Stop
+
+
+def backing(state: LiveState, dev: str) -> str:
+    """Return what the header of a disk's image names as its backing file.
+
+    Whoever opens the image without vbackup is refused then, and does not take holes for zeros.
+    """
+    return f"nbd+unix:///{quote(dev)}?socket={quote(os.fspath(state.socket))}"
+
+
+def write(state: LiveState, what: Writing) -> None:
     """Write all files of the domain; live.json gets its name last.
 
-    ``text`` is its XML, ``checkpoint``: the images get the bitmap of the restored checkpoint. Raises ChainError,
-    StorageError, NoSpaceError, InterruptedBySignalError; nothing is left then.
+    Raises ChainError, StorageError, NoSpaceError, InterruptedBySignalError; nothing is left then.
     """
+    found, repository, reporter, stop = what.found, what.repository, what.reporter, what.stop
     with ExitStack() as stack:
         directories: dict[Path, Path] = {}
         for directory in (state.output, *(state.image(dev).parent for dev in state.disks)):
@@ -64,11 +76,9 @@ def write(
         images = {dev: directories[state.image(dev).parent] / state.image(dev).name for dev in state.disks}
         for dev, path in images.items():
             restore.write(path, b"")
-            # Whoever opens the image without vbackup is refused then, and does not take holes for zeros.
-            uri = f"nbd+unix:///{quote(dev)}?socket={quote(os.fspath(state.socket))}"
-            qemu_img.create_over(path, found.chains[dev][0].image.virtual_size_bytes, backing=uri)
+            qemu_img.create_over(path, found.chains[dev][0].image.virtual_size_bytes, backing=backing(state, dev))
             files.fsync(path)
-        if checkpoint and state.is_original:
+        if what.checkpoint and state.is_original:
             restored_checkpoint.add(
                 [RestoredImage(dev, found.choice.disks[dev], path, state.image(dev)) for dev, path in images.items()],
                 uuid=state.original,
@@ -76,8 +86,8 @@ def write(
                 reporter=reporter,
                 stop=stop,
             )
-        restored_machine.write(machine, found.backup, temporary, repository=repository, stop=stop)
-        restore.write(temporary / "domain.xml", text.encode())
+        restored_machine.write(what.machine, found.backup, temporary, repository=repository, stop=stop)
+        restore.write(temporary / "domain.xml", what.text.encode())
         restore.write(temporary / live_state.FILE, state.text().encode())
         stop.check()
         moves = [(path, state.image(dev)) for dev, path in images.items()]

@@ -12,7 +12,6 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 
-from vbackup import files
 from vbackup.domain import defining, domain_xml, lifecycle, live_xml
 from vbackup.domain.host import DomainHandle
 from vbackup.domain.lifecycle import Pull
@@ -22,6 +21,7 @@ from vbackup.engine.live_backing import Overlay
 from vbackup.errors import (
     ConnectionLostError,
     InterruptedBySignalError,
+    LinkLostError,
     LiveRestoreEndedError,
     MonitorError,
     NoSpaceError,
@@ -31,10 +31,9 @@ from vbackup.errors import (
     VbackupError,
     domain_argument,
 )
-from vbackup.files import storage_errors
-from vbackup.images.live_point import LivePoint
+from vbackup.images.live_point import Serving
+from vbackup.operations.live_place import Place
 from vbackup.report import Phase, Reporter
-from vbackup.repository import live_state
 from vbackup.repository.live_state import LiveState
 from vbackup.stop import Stop
 
@@ -55,7 +54,8 @@ _FULL_BYTES = 16 * 1024 * 1024
 
 def advice(state: LiveState) -> str:
     """Return how to go on, as a sentence."""
-    words = f"vbackup restore {state.uuid} --live --resume --output {shlex.quote(str(state.output))}"
+    where = "" if state.uri is None else f"-c {shlex.quote(state.uri)} "
+    words = f"vbackup {where}restore {state.uuid} --live --resume --output {shlex.quote(str(state.output))}"
     return f"'{words}' goes on; the domain starts then if it is off."
 
 
@@ -107,24 +107,29 @@ def home(
     *,
     speed_bytes_s: int | None,
     boots: bool,
+    place: Place,
     reporter: Reporter,
     stop: Stop,
 ) -> None:
     """Return when all data is at home. ``overlays``: as ``secure`` returns them; ``boots``: the guest has just started.
+
+    ``place`` has the images.
 
     Raises LiveRestoreEndedError if the domain ends before; NoSpaceError or another VbackupError if the data of a disk
     cannot be brought home, and InterruptedBySignalError.
     """
     with Passthrough(handle) as monitor:
         head_start_s = HEAD_START_S if boots else 0
-        _Pulls(handle, state, overlays, monitor, reporter, head_start_s=head_start_s).follow(speed_bytes_s, stop)
+        _Pulls(handle, state, overlays, monitor, reporter, place=place, head_start_s=head_start_s).follow(
+            speed_bytes_s, stop
+        )
 
 
 @contextmanager
 def guarded(
-    handle: DomainHandle, state: LiveState, point: LivePoint, reporter: Reporter, *, is_resumed: bool = False
+    handle: DomainHandle, state: LiveState, point: Serving, reporter: Reporter, *, is_resumed: bool = False
 ) -> Iterator[None]:
-    """If the block fails, pause the guest; if that fails too, leave it the daemon that serves its disks.
+    """If the block fails, pause the guest; if that fails too, leave it what serves its disks.
 
     Unless the command is the one that resumes a live restore (``is_resumed``), the same one would be refused then.
     """
@@ -135,7 +140,7 @@ def guarded(
         if is_on is False:
             if isinstance(err, QemuGoneError):
                 raise LiveRestoreEndedError(state.name, advice=advice(state)) from err
-        elif not _pause(handle, state, reporter):
+        elif not _pause(handle, state, point, reporter):
             point.leave()
         if isinstance(err, VbackupError) and not is_resumed:
             err.retry = Retry.NEVER
@@ -145,9 +150,9 @@ def guarded(
         raise
 
 
-def make_plain(handle: DomainHandle, state: LiveState) -> None:
+def make_plain(handle: DomainHandle, state: LiveState, place: Place) -> None:
     """Make the definition what it would be after any other restore."""
-    original = (state.output / "domain.xml").read_text()
+    original = place.domain_xml(state)
     defining.define(handle.host, live_xml.plain(handle.definition_xml(), original, tuple(state.disks)))
 
 
@@ -159,11 +164,14 @@ def _is_active(handle: DomainHandle) -> bool | None:
         return None
 
 
-def _pause(handle: DomainHandle, state: LiveState, reporter: Reporter) -> bool:
+def _pause(handle: DomainHandle, state: LiveState, point: Serving, reporter: Reporter) -> bool:
     """Pause the guest while the daemon still serves it: without it, QEMU would wait for the end of its reads.
 
     Return False if the guest may still run.
     """
+    if not point.is_reached:
+        reporter.warning(f"Domain {state.name} is not paused. {point.after} {advice(state)}")
+        return False
     try:
         for dev in state.disks:
             lifecycle.end_pull(handle, dev)
@@ -171,10 +179,7 @@ def _pause(handle: DomainHandle, state: LiveState, reporter: Reporter) -> bool:
     except VbackupError as err:
         if _is_active(handle) is False:
             return True
-        reporter.warning(
-            f"Could not pause domain {state.name}: {err} Its backup is still served, so its guest can go on."
-            f" {advice(state)}"
-        )
+        reporter.warning(f"Could not pause domain {state.name}: {err} {point.after} {advice(state)}")
         return False
     reporter.warning(f"Domain {state.name} is paused. {advice(state)}")
     return True
@@ -194,10 +199,11 @@ class _Pulls:
         monitor: Passthrough,
         reporter: Reporter,
         *,
+        place: Place,
         head_start_s: float = 0,
     ) -> None:
         self._handle, self._state, self._overlays = handle, state, overlays
-        self._monitor, self._reporter = monitor, reporter
+        self._monitor, self._place, self._reporter = monitor, place, reporter
         self._attempts: dict[str, int] = {}
         self._done_bytes: dict[str, int] = {}
         self._head_start_until_s = time.monotonic() + head_start_s
@@ -212,11 +218,12 @@ class _Pulls:
                 if not self._state.away:
                     return
                 losses = 0
-            except ConnectionLostError:
+            except (ConnectionLostError, LinkLostError) as err:
                 losses += 1
                 if losses > _MAX_LOSSES:
                     raise
-                self._handle.reconnect()
+                if isinstance(err, ConnectionLostError):  # the next use of the link makes another one
+                    self._handle.reconnect()
             self._monitor.next_event(TICK_S)
 
     def _step(self, speed_bytes_s: int | None) -> None:
@@ -255,17 +262,14 @@ class _Pulls:
         """Record that all data of a disk is at home, once it is on storage."""
         live_backing.store(self._monitor, self._overlays[dev])
         live_backing.remove(self._monitor, dev)
-        image = self._state.image(dev)
-        with storage_errors(f"flush {image}"):
-            files.fsync(image)  # with cache='unsafe' QEMU flushes nothing
+        self._place.flush(self._state.image(dev))  # with cache='unsafe' QEMU flushes nothing
         self._state = replace(self._state, home=self._state.home | {dev})
-        live_state.write(self._state)
+        self._place.record(self._state)
         self._reporter.step(f"Disk {dev}: its data is at home.")
 
     def _failed(self, dev: str) -> VbackupError:
-        directory = self._state.image(dev).parent
-        status = os.statvfs(directory)
-        if status.f_bavail * status.f_frsize < _FULL_BYTES:
+        _device, directory, free_bytes = self._place.room(self._state.image(dev))
+        if free_bytes < _FULL_BYTES:
             return NoSpaceError(
                 f"Disk {dev}: no space left in {directory} for its data. Free some space; {advice(self._state)}"
             )

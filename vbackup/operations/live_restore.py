@@ -2,6 +2,7 @@
 
 Each disk is an overlay in its final place, in the output directory or elsewhere; its backing file is the backup, which
 vbackup's storage daemon serves on a unix socket (vbackup.images.live_point). So libvirt gets nothing of the repository.
+All that is on the host of libvirt, this one or another that SSH leads to, is in vbackup.operations.live_place.
 Below the overlay lies a node that waits for the daemon, however long (vbackup.engine.live_backing). libvirt pulls the
 data home while the guest runs (vbackup.operations.live_pull); what the guest writes is at home from the beginning.
 
@@ -19,8 +20,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
-from vbackup import files
-from vbackup.domain import defining, domain_xml, live_xml, qemu_user
+from vbackup.domain import defining, domain_xml, live_xml
 from vbackup.domain.host import DomainHandle, Host
 from vbackup.domain.identity import Identity
 from vbackup.domain.pools import Pool
@@ -34,16 +34,14 @@ from vbackup.errors import (
     UsageError,
     VbackupError,
 )
-from vbackup.files import storage_errors
-from vbackup.hooks import half_restored
-from vbackup.images import destination
 from vbackup.images.destination import Destination
 from vbackup.images.flatten import Layer, layers_of
-from vbackup.images.live_point import LivePoint
+from vbackup.images.live_point import Serving
 from vbackup.model import Backup, LeftOut
 from vbackup.operations import (
     disk_places,
     live_files,
+    live_place,
     live_pull,
     restore,
     restore_scripts,
@@ -52,6 +50,8 @@ from vbackup.operations import (
     serve,
 )
 from vbackup.operations.disk_places import Places
+from vbackup.operations.live_files import Writing
+from vbackup.operations.live_place import Place
 from vbackup.operations.restore import RestoreRequest
 from vbackup.operations.restore_scripts import Way
 from vbackup.operations.restored_domain import DefineRequest, Prepared
@@ -106,6 +106,7 @@ class _Work:
     reporter: Reporter
     stop: Stop
     pool: Pool | None
+    place: Place
 
     @property
     def places(self) -> Places:
@@ -135,9 +136,11 @@ def run(
     which nothing is left; and what vbackup.operations.live_pull.home raises: the domain is there then, and its restore
     can be resumed.
     """
-    work = _Work(replace(request, output=request.output.absolute()), host, repository, reporter, stop, pool)
     uuid = repository.find(request.domain)
-    refuse_remote(host)
+    place = live_place.of(host, stop=stop)
+    absolute = replace(request, output=place.absolute(request.output))
+    work = _Work(absolute, host, repository, reporter, stop, pool, place)
+    _refuse_places(work)
     scripts = scripts or runner.none(reporter=reporter, stop=stop, work="restore", domain=request.domain)
     with chosen.shown(repository, uuid, request.wanted, reporter=reporter, stop=stop) as found:
         restore_scripts.know(scripts, found.backup, repository=repository, uri=host.real_uri, output=request.output)
@@ -158,26 +161,21 @@ class _Ready:
 
 def _restore(found: Chosen, work: _Work, scripts: DomainScripts) -> LiveRestored:
     ready = _ready(found, work)
-    output, state, prepared = work.request.output, ready.state, ready.prepared
+    output, state, prepared, place = work.request.output, ready.state, ready.prepared, work.place
     layers = {dev: layers_of(found.paths(work.repository, dev)) for dev in found.chains}
     backups = [work.repository.directory(state.original, one) for one in found.needed]
     files_of = {one.dev: one.path for one in ready.places}
     restore_scripts.before(scripts, found, Way.LIVE, output=output, files=files_of, name=work.request.name)
     with ExitStack() as undo:
-        live_files.write(
-            state,
-            found,
-            machine=ready.machine,
-            text=prepared.text,
-            checkpoint=work.request.checkpoint,
-            repository=work.repository,
-            reporter=work.reporter,
-            stop=work.stop,
-        )
+        checkpoint, tools = work.request.checkpoint, (work.repository, work.reporter, work.stop)
+        place.write(state, Writing(found, ready.machine, prepared.text, checkpoint, *tools))
         undo.callback(_take_back, state, work)
         if work.pool is not None:
             work.pool.refresh()
-        with live_state.locked(output), served(layers, state, ready.user, backups, work.reporter) as point:
+        with (
+            place.locked(output),
+            served(place, layers, state, ready.user, backups=backups, reporter=work.reporter) as point,
+        ):
             handle = _defined(ready, work)
             overlays = live_pull.start(handle, state)
             undo.pop_all()  # the guest runs
@@ -191,22 +189,22 @@ def _restore(found: Chosen, work: _Work, scripts: DomainScripts) -> LiveRestored
                     overlays,
                     speed_bytes_s=work.request.speed_bytes_s,
                     boots=True,
+                    place=place,
                     stop=work.stop,
                     reporter=work.reporter,
                 )
-            live_pull.make_plain(handle, state)
-            checkpoints = finish(handle, state, found.backup, repository=work.repository, reporter=work.reporter)
-    return restored(state, checkpoints, ready.definition, restored_domain.place_machine(prepared, ready.machine))
+            live_pull.make_plain(handle, state, place)
+            checkpoints = finish(
+                handle, state, found.backup, place=place, repository=work.repository, reporter=work.reporter
+            )
+    return restored(state, checkpoints, ready.definition, place.machine(prepared, ready.machine))
 
 
 def _ready(found: Chosen, work: _Work) -> _Ready:
     """Decide what goes where, and refuse what cannot be."""
-    backup, request, host = found.backup, work.request, work.host
+    backup, request, host, place = found.backup, work.request, work.host, work.place
     output = request.output
     _refuse_part(found)
-    work.repository.refuse_inside(
-        output, *request.destinations.values(), *([] if work.pool is None else [work.pool.target])
-    )
     refuse_long(output)
     places = disk_places.plan(
         work.places, found.chains, name=request.name or backup.domain_name, repository=work.repository
@@ -215,19 +213,27 @@ def _ready(found: Chosen, work: _Work) -> _Ready:
     machine = restored_machine.placed(backup, output)
     names = [*restored_machine.names(machine, output), "domain.xml"]
     of_state = [live_state.FILE, live_state.SOCKET]
-    destination.refuse_existing([*(one.path for one in places), *(output / name for name in (*names, *of_state))])
-    files.refuse_unwritable(output)
+    place.refuse_existing([*(one.path for one in places), *(output / name for name in (*names, *of_state))])
+    others = [*request.destinations.values(), *([] if work.pool is None else [work.pool.target])]
+    place.refuse_unfit(output, others, work.repository)
     restored_machine.check(machine, backup, repository=work.repository, stop=work.stop)
     define = DefineRequest(request.name, start=True)
     restoring = RestoreRequest(backup.domain_uuid, output, define=define, uri=host.uri)
     definition = restore.definition_for(
         restoring, found.choice, machine, places, repository=work.repository, reporter=work.reporter, stop=work.stop
     )
-    destination.refuse_existing([Path(name) for name in definition.new_files])
+    place.refuse_existing([Path(name) for name in definition.new_files])
     prepared = restored_domain.prepare(
-        define, definition, machine=machine, host=host, output=output, reporter=work.reporter
+        define,
+        definition,
+        machine=machine,
+        host=host,
+        output=output,
+        reporter=work.reporter,
+        is_missing=place.is_missing,
     )
-    user = user_of(host, prepared.text)
+    place.refuse_closed(prepared, output)
+    user = user_of(place, host, prepared.text)
     _refuse_full(found, places, work)
     state = _state(found, work, identity=prepared.identity, places=places, names=names, new_files=definition.new_files)
     return _Ready(places, machine, definition, prepared, user, state)
@@ -241,7 +247,7 @@ def _defined(ready: _Ready, work: _Work) -> DomainHandle:
     # Another run may have begun the same restore meanwhile, and to define it replaces what its guest runs with.
     defining.refuse_taken(work.host, prepared.identity, is_new=work.request.name is not None)
     handle = restored_domain.define_only(replace(prepared, text=xml))
-    refuse_start_by_others(state, work.repository, work.reporter)
+    refuse_start_by_others(work.place, state, work.repository, work.reporter)
     return handle
 
 
@@ -267,25 +273,30 @@ def restored(
 
 @contextmanager
 def served(
+    place: Place,
     layers: Mapping[str, Sequence[Layer]],
     state: LiveState,
     user: QemuUser,
+    *,
     backups: Sequence[Path],
     reporter: Reporter,
-) -> Iterator[LivePoint]:
-    """Serve the disks during the block, and if this process dies, until somebody ends the daemon.
+) -> Iterator[Serving]:
+    """Serve the disks during the block, and if this process of QEMU's host dies, until somebody ends the daemon.
 
     ``backups`` are the directories of all that are read.
     """
-    with (
-        readers.reading(backups) as locks,
-        LivePoint(layers, state.socket, user=user, locks=locks, reporter=reporter) as point,
-    ):
+    with readers.reading(backups) as locks, place.serving(layers, state, user, locks, reporter) as point:
         yield point
 
 
 def finish(
-    handle: DomainHandle, state: LiveState, backup: Backup, *, repository: Repository, reporter: Reporter
+    handle: DomainHandle,
+    state: LiveState,
+    backup: Backup,
+    *,
+    place: Place,
+    repository: Repository,
+    reporter: Reporter,
 ) -> list[str]:
     """Let a domain whose data is at home start with its host if the original did, and forget the live restore.
 
@@ -298,17 +309,16 @@ def finish(
             reporter.warning(f"{err} The original had that (autostart).")
     checkpoints = live_files.checkpoints(handle, state, repository)
     unprotect(state, repository, reporter)
-    half_restored.end(state.uuid)
-    live_state.remove(state.output)
+    place.allow_start(state.uuid, is_undone=False)
+    place.forget(state.output)
     return checkpoints
 
 
-def refuse_start_by_others(state: LiveState, repository: Repository, reporter: Reporter) -> None:
+def refuse_start_by_others(place: Place, state: LiveState, repository: Repository, reporter: Reporter) -> None:
     """Let libvirt's hook script refuse to start the domain when this process, which serves its data, is gone."""
-    words = ["vbackup", "restore", state.uuid, "--live", "--resume", f"--output={state.output}"]
-    command = shlex.join([*words, "-r", os.fspath(repository.path.absolute())])
-    work = half_restored.Work.LIVE
-    half_restored.begin(state.uuid, state.away, domain=state.name, command=command, reporter=reporter, work=work)
+    words = ["vbackup", *([] if state.uri is None else ["-c", state.uri])]
+    words += ["restore", state.uuid, "--live", "--resume", f"--output={state.output}"]
+    place.refuse_start(state, shlex.join([*words, "-r", os.fspath(repository.path.absolute())]), reporter)
 
 
 def unprotect(state: LiveState, repository: Repository, reporter: Reporter) -> None:
@@ -326,12 +336,12 @@ def unprotect(state: LiveState, repository: Repository, reporter: Reporter) -> N
 # what is refused before anything is written
 
 
-def refuse_remote(host: Host) -> None:
-    """Raise UnsuitableError if QEMU would run on another host than this process."""
-    if not host.is_local:
+def _refuse_places(work: _Work) -> None:
+    """Raise UnsuitableError if disks of a domain on another host would go elsewhere than into the directory."""
+    if not work.host.is_local and (work.request.destinations or work.pool is not None):
         raise UnsuitableError(
-            f"{host.real_uri} is on another host, but a live restore serves the backup on a socket of this one; run"
-            " vbackup there."
+            f"{work.host.real_uri} is on another host, where a live restore writes to the directory of --output; for"
+            " --pool and --disk DEV=PATH, run vbackup there."
         )
 
 
@@ -372,18 +382,13 @@ def _refuse_devices(places: Sequence[Destination]) -> None:
 def _refuse_full(found: Chosen, places: Sequence[Destination], work: _Work) -> None:
     """Raise NoSpaceError if a file system has less room than the data of the disks that go there."""
     needed: dict[int, int] = {}
-    nearest: dict[int, Path] = {}
+    nearest: dict[int, tuple[Path, int]] = {}
     for one in places:
-        path = next(path for path in one.path.parents if path.exists())
-        with storage_errors(f"read {path}"):
-            device = path.stat().st_dev
-        nearest.setdefault(device, path)
+        device, path, free = work.place.room(one.path)
+        nearest.setdefault(device, (path, free))
         data_bytes = data_size.image_bytes(found.paths(work.repository, one.dev))
         needed[device] = needed.get(device, 0) + data_bytes
-    for device, path in nearest.items():
-        with storage_errors(f"read {path}"):
-            status = os.statvfs(path)
-        free = status.f_bavail * status.f_frsize
+    for device, (path, free) in nearest.items():
         if free < needed[device]:
             raise NoSpaceError(
                 f"{path} has room for {free} bytes, but the disks of backup {found.backup.id} that go there have"
@@ -391,9 +396,9 @@ def _refuse_full(found: Chosen, places: Sequence[Destination], work: _Work) -> N
             )
 
 
-def user_of(host: Host, definition: str) -> QemuUser:
+def user_of(place: Place, host: Host, definition: str) -> QemuUser:
     """Return whom the QEMU of the domain will run as."""
-    return qemu_user.of([*domain_xml.parse(definition).security_labels, *defining.of(host).labels])
+    return place.user_of([*domain_xml.parse(definition).security_labels, *defining.of(host).labels])
 
 
 # the steps to a running guest, each with its undo
@@ -422,6 +427,7 @@ def _state(
         files=tuple(names),
         later=tuple(Path(one).name for one in new_files if Path(one).parent == work.request.output),
         protected=tuple(free),
+        uri=None if work.host.is_local else work.host.real_uri,
     )
 
 
@@ -456,10 +462,11 @@ def _take_back(state: LiveState, work: _Work) -> None:
                 handle.destroy()
                 defining.undefine(handle)
         unprotect(state, work.repository, work.reporter)
-        live_files.remove(state)
-        half_restored.take_back(state.uuid)
+        work.place.remove(state)
+        work.place.allow_start(state.uuid, is_undone=True)
         if work.pool is not None:
             work.pool.refresh()
     except VbackupError as err:
-        words = f"vbackup restore {state.uuid} --live --abort --yes --output {shlex.quote(str(state.output))}"
+        where = "" if state.uri is None else f"-c {shlex.quote(state.uri)} "
+        words = f"vbackup {where}restore {state.uuid} --live --abort --yes --output {shlex.quote(str(state.output))}"
         work.reporter.warning(f"Could not undo the start of domain {state.name}: {err} '{words}' does that.")

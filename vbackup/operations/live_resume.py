@@ -10,14 +10,20 @@ from pathlib import Path
 from vbackup.domain import defining, lifecycle, live_xml
 from vbackup.domain.host import DomainHandle, Host
 from vbackup.errors import DomainNotFoundError, UsageError
-from vbackup.files import storage_errors
-from vbackup.images import live_point
 from vbackup.images.flatten import layers_of
 from vbackup.model import Backup
-from vbackup.operations import live_pull, live_restore, restore_scripts, restored_domain, restored_machine
+from vbackup.operations import (
+    live_place,
+    live_pull,
+    live_restore,
+    restore_scripts,
+    restored_domain,
+    restored_machine,
+)
+from vbackup.operations.live_place import Place
 from vbackup.operations.live_restore import LiveRestored
 from vbackup.report import Reporter
-from vbackup.repository import live_state, readers, verify
+from vbackup.repository import readers, verify
 from vbackup.repository.history import Link
 from vbackup.repository.live_state import LiveState
 from vbackup.repository.repository import Repository
@@ -50,19 +56,19 @@ def run(
     UsageError if it is of another domain or repository, UnsuitableError if the domain does not use its images,
     BusyError if another vbackup works on it, and what vbackup.operations.live_restore.run raises.
     """
-    live_restore.refuse_remote(host)
-    with live_state.locked(request.output.absolute()) as state:
+    place = live_place.of(host, stop=stop)
+    with place.locked(place.absolute(request.output)) as state:
         refuse_other(state, request.domain, repository)
         backup = repository.catalogue(state.original).history.get(state.backup)
         if scripts is not None:
             restore_scripts.know(scripts, backup, repository=repository, uri=host.real_uri, output=request.output)
-        handle = _domain(host, state, backup)
+        handle = _domain(host, state, backup, place)
         if state.away:
-            _go_on(handle, state, request, host=host, repository=repository, reporter=reporter, stop=stop)
+            _go_on(handle, state, request, place=place, repository=repository, reporter=reporter, stop=stop)
         else:
-            live_point.end_earlier(state.socket)
-        live_pull.make_plain(handle, state)
-        checkpoints = live_restore.finish(handle, state, backup, repository=repository, reporter=reporter)
+            place.end_earlier(state)
+        live_pull.make_plain(handle, state, place)
+        checkpoints = live_restore.finish(handle, state, backup, place=place, repository=repository, reporter=reporter)
     return live_restore.restored(state, checkpoints)
 
 
@@ -87,17 +93,17 @@ def domain_of(host: Host, state: LiveState) -> DomainHandle | None:
     return handle
 
 
-def _domain(host: Host, state: LiveState, backup: Backup) -> DomainHandle:
+def _domain(host: Host, state: LiveState, backup: Backup, place: Place) -> DomainHandle:
     """Return the domain. If it is off, it is defined as it has to be, whoever has changed that meanwhile."""
     handle = domain_of(host, state)
     if handle is not None and handle.is_active():
         return handle
-    with storage_errors(f"read {state.output / 'domain.xml'}"):
-        xml = (state.output / "domain.xml").read_text() if handle is None else handle.definition_xml()
+    xml = place.domain_xml(state) if handle is None else handle.definition_xml()
     text = live_xml.live(xml, state.away, os.fspath(state.socket))
     if handle is not None:
         return defining.define(host, text)
-    return restored_domain.define_again(host, text, restored_machine.placed(backup, state.output))
+    machine = restored_machine.placed(backup, state.output) if state.uri is None else ()
+    return restored_domain.define_again(host, text, machine)
 
 
 def _go_on(
@@ -105,12 +111,12 @@ def _go_on(
     state: LiveState,
     request: ResumeRequest,
     *,
-    host: Host,
+    place: Place,
     repository: Repository,
     reporter: Reporter,
     stop: Stop,
 ) -> None:
-    user = live_restore.user_of(host, handle.definition_xml())
+    user = live_restore.user_of(place, handle.host, handle.definition_xml())
 
     def read() -> Mapping[str, Sequence[Link]]:
         history = repository.catalogue(state.original).history
@@ -126,12 +132,12 @@ def _go_on(
             dev: layers_of([(link, verify.image_path(repository, link)) for link in links])
             for dev, links in chains.items()
         }
-        live_point.end_earlier(state.socket)  # nothing that can refuse comes after it
+        place.end_earlier(state)  # nothing that can refuse comes after it
         with (
-            live_restore.served(layers, state, user, directories(chains), reporter) as point,
+            live_restore.served(place, layers, state, user, backups=directories(chains), reporter=reporter) as point,
             live_pull.guarded(handle, state, point, reporter, is_resumed=True),
         ):
-            live_restore.refuse_start_by_others(state, repository, reporter)
+            live_restore.refuse_start_by_others(place, state, repository, reporter)
             is_on = handle.is_active()
             overlays = _taken_over(handle, state) if is_on else live_pull.start(handle, state)
             reporter.step(f"Domain {handle.name} runs; its data comes home meanwhile.")
@@ -141,6 +147,7 @@ def _go_on(
                 overlays,
                 speed_bytes_s=request.speed_bytes_s,
                 boots=not is_on,
+                place=place,
                 reporter=reporter,
                 stop=stop,
             )

@@ -12,7 +12,7 @@ import os
 import shlex
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,14 +22,15 @@ from vbackup.domain.host import Host
 from vbackup.domain.restored_xml import RestoredXml
 from vbackup.engine import restored_checkpoint
 from vbackup.errors import NoSpaceError, QmpError, RemoteError, StorageError, UnsuitableError
+from vbackup.hooks import half_restored
 from vbackup.images.destination import Destination
 from vbackup.images.flatten import layers_of
 from vbackup.images.opened_point import OpenedPoint
 from vbackup.images.restoring import Restoring, needed_bytes
 from vbackup.images.there import ImageThere, Served, Writing
 from vbackup.layers import ChainState, FileState, LayerState
-from vbackup.model import ImageFormat
-from vbackup.operations import restore, restore_scripts, restored_domain, restored_machine
+from vbackup.model import ImageFormat, MachineKind
+from vbackup.operations import restore, restore_scripts, restored_domain, restored_machine, tpm_there
 from vbackup.operations.restore import Restored, RestoreRequest
 from vbackup.operations.restore_scripts import Way
 from vbackup.operations.restored_domain import Prepared
@@ -97,9 +98,14 @@ def _refuse_unsuitable(request: RestoreRequest) -> None:
             "A restore to another host writes new images in a directory there; for --disk DEV=PATH, run vbackup on"
             " that host."
         )
-    if not request.output.is_absolute() or ".." in request.output.parts:
+    refuse_relative(request.output)
+
+
+def refuse_relative(output: Path) -> None:
+    """Raise UnsuitableError if the directory depends on where vbackup was started."""
+    if not output.is_absolute() or ".." in output.parts:
         raise UnsuitableError(
-            f"The directory {request.output} would be on the host of libvirt: give it as an absolute path, such as"
+            f"The directory {output} would be on the host of libvirt: give it as an absolute path, such as"
             " --output /var/lib/libvirt/images/web."
         )
 
@@ -110,13 +116,13 @@ def _restore(point: Chosen, work: _Work, scripts: DomainScripts) -> Restored:
     name = f".{request.image_format.value}"
     destinations = [Destination(dev, output / f"{dev}{name}", request.image_format) for dev in chains]
     machine = restored_machine.placed(backup, output)
-    is_missing = _missing_on(work.link)
+    is_missing = missing_on(work.link)
     taken = [*(one.path for one in destinations), *(one.path for one in machine), output / "domain.xml"]
-    _refuse_existing(taken, is_missing, work)
+    refuse_existing(taken, is_missing, work.link)
     _refuse_no_room(chains, is_missing, work)
     restored_machine.check(machine, backup, repository=work.repository, stop=work.stop)
     definition = _definition(point, machine, destinations, work)
-    _refuse_existing([Path(path) for path in definition.new_files], is_missing, work)
+    refuse_existing([Path(path) for path in definition.new_files], is_missing, work.link)
     assert request.define is not None
     prepared = restored_domain.prepare(
         request.define,
@@ -127,14 +133,16 @@ def _restore(point: Chosen, work: _Work, scripts: DomainScripts) -> Restored:
         reporter=work.reporter,
         is_missing=is_missing,
     )
-    _refuse_closed(prepared, is_missing, work)
-    _refuse_empty_tpm(prepared, machine, work)
+    refuse_closed(prepared, output, is_missing, work.link)
+    in_place = _in_place(prepared, machine, is_missing, work)
     files_of = {one.dev: one.path for one in destinations}
     restore_scripts.before(scripts, point, Way.NEW, output=output, files=files_of, name=request.define.name)
     verify.check_chains(chains, work.repository, reporter=work.reporter, stop=work.stop)
-    checkpoints = _write_all(point, destinations, machine, prepared.text, work)
+    checkpoints = _write_all(point, destinations, in_place, prepared.text, work)
     for warning in restore.warnings(choice, definition, is_missing=is_missing):
         work.reporter.warning(warning)
+    with suppress(RemoteError):  # of the disks that a domain with this UUID had before
+        work.link.remove_file(os.fspath(half_restored.DIRECTORY / prepared.identity.uuid))
     defined = restored_domain.define(
         prepared, output / "domain.xml", autostart=backup.autostart or False, reporter=work.reporter
     )
@@ -148,17 +156,15 @@ def _restore(point: Chosen, work: _Work, scripts: DomainScripts) -> Restored:
         shared=definition.shared,
         checkpoints=tuple(checkpoints),
         defined=defined,
-        machine=machine,
-        tpm_place=restored_machine.tpm_place(prepared.text, machine, work.host.real_uri),
+        machine=in_place,
     )
 
 
 def _definition(
     point: Chosen, machine: Sequence[Placed], destinations: Sequence[Destination], work: _Work
 ) -> RestoredXml:
-    # As if nothing were defined: what the domain needs of its TPM is left to the user, and is said.
     return restore.definition_for(
-        replace(work.request, define=None),
+        work.request,
         point.choice,
         machine,
         destinations,
@@ -168,24 +174,30 @@ def _definition(
     )
 
 
-def _missing_on(link: Link) -> Callable[[str | Path], bool]:
+def missing_on(link: Link) -> Callable[[str | Path], bool]:
     """Return a function that says whether the other host has no such file."""
 
     def is_missing(path: str | Path) -> bool:
         try:
             link.stat(os.fspath(path))
         except RemoteError as err:
-            return err.errno in (errno.ENOENT, errno.ENOTDIR)
+            return is_none(err)
         return False
 
     return is_missing
 
 
-def _refuse_existing(paths: Sequence[Path], is_missing: Callable[[str | Path], bool], work: _Work) -> None:
+def is_none(err: RemoteError) -> bool:
+    """Return True if the other host has no such file."""
+    return err.errno in (errno.ENOENT, errno.ENOTDIR)
+
+
+def refuse_existing(paths: Sequence[Path], is_missing: Callable[[str | Path], bool], link: Link) -> None:
+    """Raise StorageError if one of them is there. ``is_missing`` comes from ``missing_on``."""
     for path in paths:
         if not is_missing(path):
             raise StorageError(
-                f"{path} already exists on {work.link.host}, and vbackup never overwrites files; give another directory"
+                f"{path} already exists on {link.host}, and vbackup never overwrites files; give another directory"
                 " with --output."
             )
 
@@ -194,7 +206,7 @@ def _refuse_no_room(
     chains: Mapping[str, Sequence[ChainLink]], is_missing: Callable[[str | Path], bool], work: _Work
 ) -> None:
     needed = sum(needed_bytes(links, work.repository) for links in chains.values())
-    directory = _existing(work.output, is_missing)
+    directory = existing(work.output, is_missing)
     free = work.link.free_bytes(os.fspath(directory))
     if free < needed:
         raise NoSpaceError(
@@ -203,34 +215,39 @@ def _refuse_no_room(
         )
 
 
-def _existing(path: Path, is_missing: Callable[[str | Path], bool]) -> Path:
+def existing(path: Path, is_missing: Callable[[str | Path], bool]) -> Path:
+    """Return the nearest directory that is there, from ``path`` upwards."""
     return next(one for one in (path, *path.parents) if not is_missing(one))
 
 
-def _refuse_closed(prepared: Prepared, is_missing: Callable[[str | Path], bool], work: _Work) -> None:
+def refuse_closed(prepared: Prepared, output: Path, is_missing: Callable[[str | Path], bool], link: Link) -> None:
     """Raise StorageError if the user that QEMU runs as there cannot pass through a directory to the images."""
-    labels = [*defining.of(work.host).labels, *domain_xml.parse(prepared.text).security_labels]
+    labels = [*defining.of(prepared.host).labels, *domain_xml.parse(prepared.text).security_labels]
     users = [one.label for one in labels if one.model == "dac"]
     if not users or users[-1].lstrip("+").partition(":")[0] in ("0", "root"):
         return
-    first = _existing(work.output, is_missing)
+    first = existing(output, is_missing)
     for directory in reversed((first, *first.parents)):
-        if not work.link.stat(os.fspath(directory))["mode"] & _ENTER:
+        if not link.stat(os.fspath(directory))["mode"] & _ENTER:
             raise StorageError(
-                f"QEMU on {work.link.host} does not run as root, and may not enter {directory} there: choose another"
+                f"QEMU on {link.host} does not run as root, and may not enter {directory} there: choose another"
                 " directory with --output, such as one below /var/lib/libvirt/images, or run 'chmod o+x"
                 f" {shlex.quote(os.fspath(directory))}' there."
             )
 
 
-def _refuse_empty_tpm(prepared: Prepared, machine: Sequence[Placed], work: _Work) -> None:
-    """Raise UnsuitableError if the domain would start with an empty TPM: its state has to be copied by hand."""
+def _in_place(
+    prepared: Prepared, machine: Sequence[Placed], is_missing: Callable[[str | Path], bool], work: _Work
+) -> tuple[Placed, ...]:
+    """Return the files of the machine with the state of the TPM where libvirt there looks for it.
+
+    Raises StorageError if there is one already.
+    """
     place = restored_machine.tpm_place(prepared.text, machine, work.host.real_uri)
-    if prepared.request.start and place is not None:
-        raise UnsuitableError(
-            f"Domain {prepared.identity.name} has a TPM, whose state has to be in {place} on {work.link.host} before it"
-            " starts. Nothing was written; --define without --start restores it, and says what to copy."
-        )
+    if place is None:
+        return tuple(machine)
+    tpm_there.refuse_existing(place, is_missing, work.link)
+    return tuple(replace(one, path=place) if one.file.kind is MachineKind.TPM else one for one in machine)
 
 
 def _write_all(
@@ -265,8 +282,12 @@ def _write_all(
         moves = [(stage / one.path.name, one.path) for one in destinations]
         restored_machine.write(machine, point.backup, here, repository=work.repository, stop=work.stop)
         for placed in machine:
-            _send(link, here / placed.path.name, stage / placed.path.name)
-            moves.append((stage / placed.path.name, placed.path))
+            is_elsewhere = placed.path.parent != output
+            new = tpm_there.stage(link, placed.path) if is_elsewhere else stage / placed.path.name
+            send(link, here / placed.path.name, new)
+            if placed.file.kind is MachineKind.TPM:
+                tpm_there.give(link, work.host, new)
+            moves.append((new, placed.path))
         link.write_file(os.fspath(stage / "domain.xml"), [text.encode()])
         work.stop.check()
         # The domain XML last: where it is, all that it names is there.
@@ -308,7 +329,7 @@ def _add_checkpoint(one: Destination, choice: Choice, checkpoints: list[str], wo
     checkpoints.append(one.dev)
 
 
-def _send(link: Link, source: Path, target: Path) -> None:
+def send(link: Link, source: Path, target: Path) -> None:
     """Send a file, or the directory of a TPM's state."""
     if not source.is_dir():
         with source.open("rb") as file:
@@ -316,4 +337,4 @@ def _send(link: Link, source: Path, target: Path) -> None:
         return
     link.run(["mkdir", "-m", "700", os.fspath(target)])
     for path in sorted(source.iterdir()):
-        _send(link, path, target / path.name)
+        send(link, path, target / path.name)

@@ -204,7 +204,8 @@ def define_only(prepared: Prepared) -> DomainHandle:
         if not isinstance(found, DomainHandle):
             raise
         handle = found
-    half_restored.end(handle.uuid)  # of the disks that a domain with this UUID had before
+    if host.is_local:
+        half_restored.end(handle.uuid)  # of the disks that a domain with this UUID had before
     if tpm is not None and place is not None:
         shutil.rmtree(tpm.state, ignore_errors=True)  # the keys in it are in one place only
     return handle

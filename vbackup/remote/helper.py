@@ -697,13 +697,37 @@ class Helper:
                 self._directory = tempfile.mkdtemp(prefix="vbackup-", dir=_runtime_directory())
             return self._directory
 
-    def do_forwarded(self, path: str) -> None:
-        """Take charge of the socket that sshd has made there; it is refused if others may connect to it."""
+    def do_shortcut(self, path: str, directory: str, name: str) -> None:
+        """Make ``path``, in the directory for sockets, lead to another one, and remove a dead socket of a name there.
+
+        Whoever asks for it has locked what is there, so that nobody uses the socket any more.
+        """
+        old = os.path.join(directory, name)
+        with contextlib.suppress(FileNotFoundError):
+            if not stat.S_ISSOCK(os.lstat(old).st_mode):
+                raise OSError(errno.EEXIST, os.strerror(errno.EEXIST), old)
+            os.unlink(old)
+        os.symlink(directory, path)
+
+    def do_forwarded(self, path: str, uid: "int | None" = None, gid: int = -1) -> None:
+        """Take charge of the socket that sshd has made there, and give it to a user; refused if it is another's."""
         found = os.lstat(path)
         if not stat.S_ISSOCK(found.st_mode) or found.st_uid != os.geteuid():
             raise RefusedError(f"{path} is not a socket of this user")
         self._sockets.add(path)
         os.chmod(path, 0o600)
+        if uid is not None and uid != os.geteuid():
+            os.chown(path, uid, gid, follow_symlinks=False)
+
+    def do_lock(self, path: str) -> int:
+        """Lock a regular file for this process alone; returns a handle."""
+        handle = self.do_open(path, follow=False)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BaseException:
+            self.do_close(handle)
+            raise
+        return handle
 
     def do_remove_socket(self, path: str) -> None:
         """Remove a forwarded socket, whose forwarding has ended."""

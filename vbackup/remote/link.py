@@ -7,6 +7,7 @@ dead man's switch: vbackup.remote.helper says what it does when the link is lost
 from __future__ import annotations
 
 import base64
+import errno
 import itertools
 import logging
 import re
@@ -20,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vbackup.errors import BusyError, ForwardingError, LinkLostError, RemoteError
+from vbackup.errors import BusyError, ForwardingError, LinkLostError, RemoteError, UnsuitableError
 from vbackup.model import NodeBitmap
 from vbackup.names import Naming
 from vbackup.remote import command, connection
@@ -158,6 +159,44 @@ class Link:
         with self._lock:
             self._forwarded[remote] = local
         return remote
+
+    def serve_at(self, socket: Path, place: Path, *, uid: int, gid: int) -> str:
+        """Forward a unix socket of this host to the hypervisor as ``place``, which only that user there may use.
+
+        A socket that is there, of a link that is lost, is replaced. Returns what ``end_forward`` takes. Raises
+        ForwardingError, UnsuitableError if the user of the link may not give it to that one.
+        """
+        number = next(self._numbers)
+        # sshd is asked for a path that is plain and short, whatever that of the directory is.
+        shortcut = f"{self.directory()}/{number}"
+        remote = f"{shortcut}/{place.name}"
+        local = self._directory / f"{number}.sock"
+        local.symlink_to(socket.absolute())
+        what = f"make the socket {place}"
+        self._call("shortcut", what, path=shortcut, directory=str(place.parent), name=place.name)
+        self._forward(command.forwarding(self.address, str(self._control), remote=remote, local=str(local)))
+        try:
+            self._call("forwarded", what, path=remote, uid=uid, gid=gid)
+        except RemoteError as err:
+            if err.errno != errno.EPERM:
+                raise
+            raise UnsuitableError(
+                f"QEMU on {self.host} runs as user {uid}, to whom the user of the URI cannot give the socket {place}:"
+                " use a URI of root."
+            ) from err
+        with self._lock:
+            self._forwarded[remote] = local
+        return remote
+
+    def lock_file(self, path: str) -> int | None:
+        """Lock a file there, which ``close_handle``, or the end of the link, unlocks; None if somebody else has it."""
+        what = f"lock {path}"
+        try:
+            return self._integer(self._call("lock", what, path=path), what)
+        except RemoteError as err:
+            if err.errno == errno.EAGAIN:
+                return None
+            raise
 
     def end_forward(self, remote: str) -> None:
         """Let no new connections through; those that are there stay."""

@@ -24,7 +24,8 @@ SOCKET = "live.sock"
 #: The file that has the lock: unlike live.json it is never replaced.
 LOCKED = "domain.xml"
 SCHEMA = "vbackup.live/1"
-_MAX_BYTES = 1024 * 1024
+#: It is no longer than this.
+MAX_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class LiveState:
     later: tuple[str, ...] = ()  #: names of those that libvirt or QEMU makes there when the domain starts
     protected: tuple[str, ...] = ()  #: ids of backups that are protected because of it
     home: frozenset[str] = frozenset()  #: disks (dev) whose data is at home, and on storage
+    uri: str | None = None  #: of libvirt on another host, which has the files; it is not in the file
 
     @property
     def away(self) -> tuple[str, ...]:
@@ -105,13 +107,22 @@ def read(output: Path) -> LiveState:
     path = output / FILE
     with storage_errors(f"read {path}"):
         try:
-            text = read_regular(path, max_bytes=_MAX_BYTES).decode()
+            content = read_regular(path, max_bytes=MAX_BYTES)
         except (FileNotFoundError, NotADirectoryError):
-            raise StorageError(f"No live restore to {output} is unfinished: it has no {FILE}.") from None
-        except UnicodeDecodeError as err:
-            raise StorageError(f"{path} is not valid: {err}.") from err
+            raise missing(output) from None
+    return parse(content, output)
+
+
+def missing(output: Path) -> StorageError:
+    """Return the error that a directory has no such file."""
+    return StorageError(f"No live restore to {output} is unfinished: it has no {FILE}.")
+
+
+def parse(content: bytes, output: Path) -> LiveState:
+    """Return what the content of a directory's live.json says. Raises StorageError if it is not valid."""
+    path = output / FILE
     try:
-        fields = Fields(parse_json(text), os.fspath(path), StorageError)
+        fields = Fields(parse_json(content.decode()), os.fspath(path), StorageError)
     except (ValueError, RecursionError) as err:
         raise StorageError(f"{path} is not valid: {err}.") from err
     if fields.text("schema") != SCHEMA:
@@ -161,10 +172,15 @@ def locked(output: Path) -> Iterator[LiveState]:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise BusyError(f"Another vbackup works on the live restore to {output}; wait for it to end.") from None
+            raise busy(output) from None
         yield read(output)
     finally:
         os.close(fd)
+
+
+def busy(output: Path) -> BusyError:
+    """Return the error that somebody else works with a live restore."""
+    return BusyError(f"Another vbackup works on the live restore to {output}; wait for it to end.")
 
 
 def write(state: LiveState) -> None:

@@ -113,3 +113,19 @@ def test_live_restore_that_was_undone_leaves_what_was_half_restored_before(direc
     begin("vda", work=Work.LIVE)
     half_restored.take_back(UUID)
     assert list(directory.iterdir()) == []
+
+
+def test_record_of_a_live_restore_on_another_host_keeps_what_was_there() -> None:
+    owner, earlier = Process(7, 8, "boot"), half_restored.text(["vdb"], domain="web", command="again").encode()
+    more = {"domain": "web", "command": "resume", "owner": owner}
+    text = half_restored.live_text(["vda"], earlier=earlier, **more).encode()  # type: ignore[arg-type]
+    text = half_restored.live_text(["vda"], earlier=text, **more).encode()  # type: ignore[arg-type] # it was resumed
+    record = json.loads(text)
+    assert (record["work"], record["disks"], record["owner"]) == ("live", ["vda"], owner.document())
+    before = half_restored.text_before(text)
+    assert before is not None
+    assert json.loads(before) == json.loads(earlier)
+    assert half_restored.text_before(before.encode()) == before
+    for nothing in (None, b"[]"):
+        text = half_restored.live_text(["vda"], earlier=nothing, **more).encode()  # type: ignore[arg-type]
+        assert half_restored.text_before(text) is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import signal
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -18,6 +19,7 @@ from vbackup.errors import (
     ConnectionLostError,
     DomainGoneError,
     InterruptedBySignalError,
+    LinkLostError,
     LiveRestoreEndedError,
     MonitorError,
     Retry,
@@ -25,8 +27,10 @@ from vbackup.errors import (
     UnsuitableError,
 )
 from vbackup.operations import live_pull
+from vbackup.operations.live_place import Here
 from vbackup.repository import live_state
 from vbackup.repository.live_state import LiveState
+from vbackup.stop import Stop
 
 
 @pytest.fixture
@@ -39,7 +43,7 @@ def state(tmp_path: Path) -> LiveState:
 
 def pulls(handle: Any, state: LiveState, **options: float) -> live_pull._Pulls:
     overlays: Any = {"vda": None}
-    return live_pull._Pulls(handle, state, overlays, SimpleNamespace(), Recorder(), **options)  # type: ignore[arg-type]
+    return live_pull._Pulls(handle, state, overlays, SimpleNamespace(), Recorder(), place=Here(), **options)  # type: ignore[arg-type]
 
 
 def test_disk_is_at_home_only_when_the_host_has_flushed_it(state: LiveState, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,6 +70,31 @@ def test_disk_is_at_home_only_when_the_host_has_flushed_it(state: LiveState, mon
     pulls(None, state)._keep("vda")
     assert done[:2] == ["store", "vda.qcow2"]
     assert live_state.read(state.output).home == {"vda"}
+
+
+def test_link_that_is_lost_while_an_image_is_flushed_is_used_again(
+    state: LiveState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Away(Here):
+        times = 0
+
+        def flush(self, image: Path) -> None:
+            self.times += 1
+            if self.times <= 2:
+                raise LinkLostError("hv1", "has ended")
+
+    monkeypatch.setattr(live_backing, "store", lambda *_: None)
+    monkeypatch.setattr(live_backing, "remove", lambda *_: None)
+    monkeypatch.setattr(lifecycle, "pull_of", lambda *_: None)
+    handle: Any = SimpleNamespace(live_xml=lambda: "<domain/>", is_active=lambda: True)
+    monitor: Any = SimpleNamespace(next_event=lambda _timeout_s: None)
+    place, overlays = Away(), cast("Any", {"vda": None})
+    live_pull._Pulls(handle, state, overlays, monitor, Recorder(), place=place).follow(None, Stop())
+    assert place.times == 3
+    assert live_state.read(state.output).home == {"vda"}
+    place.times = -2
+    with pytest.raises(LinkLostError):
+        live_pull._Pulls(handle, state, overlays, monitor, Recorder(), place=place).follow(None, Stop())
 
 
 def test_snapshot_of_the_disk_gets_no_pull(state: LiveState, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,7 +165,8 @@ def test_guest_that_still_runs_keeps_its_server(
     guest: Guest, is_paused: bool, is_left: bool, state: LiveState, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     left: list[bool] = []
-    point, reporter, handle = SimpleNamespace(leave=lambda: left.append(True)), Recorder(), cast("Any", guest)
+    point = SimpleNamespace(leave=lambda: left.append(True), is_reached=True, after="It is still served.")
+    reporter, handle = Recorder(), cast("Any", guest)
     monkeypatch.setattr(lifecycle, "end_pull", lambda *_: None)
     monkeypatch.setattr(lifecycle, "suspend", Guest.suspend)
     with pytest.raises(MonitorError, match="first"), live_pull.guarded(handle, state, cast("Any", point), reporter):
@@ -146,6 +176,25 @@ def test_guest_that_still_runs_keeps_its_server(
     assert len(reporter.warnings) == guest.is_on
 
 
+def test_guest_whose_link_is_lost_is_not_paused(state: LiveState, monkeypatch: pytest.MonkeyPatch) -> None:
+    """QEMU would wait for the end of its reads, with all of the guest, and libvirt for QEMU."""
+    guest, reporter, left = Guest(), Recorder(), list[bool]()
+    point = SimpleNamespace(leave=lambda: left.append(True), is_reached=False, after="Nobody serves it any more.")
+    monkeypatch.setattr(lifecycle, "end_pull", lambda *_: pytest.fail("QEMU was asked"))
+    monkeypatch.setattr(lifecycle, "suspend", Guest.suspend)
+    far = replace(state, uri="qemu+ssh://root@hv1/system")
+    with (
+        pytest.raises(LinkLostError),
+        live_pull.guarded(cast("Any", guest), far, cast("Any", point), reporter),
+    ):
+        raise LinkLostError("hv1", "has ended")
+    assert not guest.is_paused
+    assert left == [True]
+    (said,) = reporter.warnings
+    assert "is not paused. Nobody serves it any more." in said
+    assert f"'vbackup -c qemu+ssh://root@hv1/system restore {state.uuid} --live --resume" in said
+
+
 @pytest.mark.parametrize(("is_resumed", "retry"), [(False, Retry.NEVER), (True, Retry.SAME)])
 def test_signal_leaves_a_restore_to_resume(
     state: LiveState, monkeypatch: pytest.MonkeyPatch, is_resumed: bool, retry: Retry
@@ -153,7 +202,7 @@ def test_signal_leaves_a_restore_to_resume(
     """It is not said that nothing was kept; and the command that began it would be refused."""
     monkeypatch.setattr(lifecycle, "end_pull", lambda *_: None)
     monkeypatch.setattr(lifecycle, "suspend", Guest.suspend)
-    guest, point = cast("Any", Guest()), cast("Any", None)
+    guest, point = cast("Any", Guest()), cast("Any", SimpleNamespace(is_reached=True))
     with (
         pytest.raises(InterruptedBySignalError, match="SIGTERM; the live restore of domain web is not") as caught,
         live_pull.guarded(guest, state, point, Recorder(), is_resumed=is_resumed),

@@ -1,4 +1,4 @@
-"""A live restore is refused before anything is written: another host, a long path."""
+"""A live restore is refused before anything is written, and what has failed leaves what others need."""
 
 from __future__ import annotations
 
@@ -22,9 +22,11 @@ from vbackup.errors import (
     UsageError,
 )
 from vbackup.hooks import half_restored
+from vbackup.images import live_point
 from vbackup.images.destination import Destination
 from vbackup.model import ImageFormat
 from vbackup.operations import live_abort, live_pull, live_restore, live_resume
+from vbackup.operations.live_place import Here
 from vbackup.qemu.qemu_img import Output
 from vbackup.repository import live_state, protection
 from vbackup.repository.protection import Protection
@@ -50,11 +52,6 @@ class Host:
 
     def errors(self, what: str) -> Any:
         raise MonitorError(f"libvirt could not {what}.")
-
-
-def test_libvirt_of_another_host_is_refused() -> None:
-    with pytest.raises(UnsuitableError, match="another host"):
-        live_restore.refuse_remote(SimpleNamespace(is_local=False, real_uri="qemu+ssh://far/system"))  # type: ignore[arg-type]
 
 
 def test_path_has_to_be_short_enough_for_a_socket() -> None:
@@ -88,8 +85,10 @@ def test_start_is_refused_until_the_failed_one_is_undone(
     host = Host()
     if not is_undone:
         monkeypatch.setattr(host, "domain", host.errors)
-    work: Any = SimpleNamespace(host=host, repository=Repository.open(repository), reporter=recorder, pool=None)
-    live_restore.refuse_start_by_others(state, work.repository, recorder)
+    work: Any = SimpleNamespace(
+        host=host, repository=Repository.open(repository), reporter=recorder, pool=None, place=Here()
+    )
+    live_restore.refuse_start_by_others(work.place, state, work.repository, recorder)
     live_restore._take_back(state, work)
     assert (half_restored.DIRECTORY / state.uuid).exists() != is_undone
     assert len(recorder.warnings) == (not is_undone)
@@ -111,6 +110,7 @@ def test_start_that_failed_ends_no_guest_of_another_restore(tmp_path: Path, repo
         repository=Repository.open(repository),
         reporter=Recorder(),
         pool=None,
+        place=Here(),
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(live_restore.defining, "undefine", lambda _: ended.append("undefined"))
@@ -129,13 +129,13 @@ def test_resume_that_is_refused_leaves_the_guest_its_server(
     live_state.write(state)
     (tmp_path / "domain.xml").touch()
     xml = DISK.format(state.image("vda"))
-    handle = SimpleNamespace(name="web", definition_xml=lambda: xml, is_active=lambda: True)
+    handle = SimpleNamespace(name="web", definition_xml=lambda: xml, is_active=lambda: True, host=None)
     host: Any = SimpleNamespace(is_local=True, domain=lambda _: handle)
 
     def refuse(*_words: object, **_options: object) -> None:
         raise ChainError("The image is damaged.")
 
-    monkeypatch.setattr(live_resume.live_point, "end_earlier", ended.append)
+    monkeypatch.setattr(live_point, "end_earlier", ended.append)
     monkeypatch.setattr(live_restore, "user_of", lambda *_: None)
     monkeypatch.setattr(live_resume.verify, "check_headers", refuse)
     with pytest.raises(ChainError, match="damaged"):
@@ -229,10 +229,18 @@ def test_block_device_is_no_place_for_data_that_comes_home() -> None:
         live_restore._refuse_devices([Destination("vdb", Path("/dev/vg/web"), ImageFormat.RAW, Output.DEVICE)])
 
 
+def test_disks_of_a_domain_elsewhere_have_one_place() -> None:
+    host = SimpleNamespace(is_local=False, real_uri="qemu+ssh://far/system")
+    for destinations, pool in (({"vda": Path("/x")}, None), ({}, "default")):
+        work: Any = SimpleNamespace(host=host, request=SimpleNamespace(destinations=destinations), pool=pool)
+        with pytest.raises(UnsuitableError, match="run vbackup there"):
+            live_restore._refuse_places(work)
+
+
 def test_room_is_that_of_each_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     free = shutil.disk_usage(tmp_path).free
     places = [Destination(dev, tmp_path / "new" / dev, ImageFormat.QCOW2) for dev in ("vda", "vdb")]
-    work: Any = SimpleNamespace(repository=None)
+    work: Any = SimpleNamespace(repository=None, place=Here())
     monkeypatch.setattr(live_restore.data_size, "image_bytes", lambda _paths: free * 2 // 3)
     live_restore._refuse_full(found("vda", "vdb"), places[:1], work)
     with pytest.raises(NoSpaceError, match=f"{tmp_path} has room for"):

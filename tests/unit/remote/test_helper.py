@@ -273,6 +273,31 @@ def test_socket_is_handed_over_when_the_server_has_greeted(helper: Connection, v
         helper.call("list", what="list", directory="/")
 
 
+def test_shared_socket_takes_the_place_of_a_dead_one(helper: Connection, tmp_path: Path) -> None:
+    """A shortcut leads sshd to the directory, whatever its name is; with the helper, the socket goes."""
+    place = tmp_path / "a place"
+    place.mkdir()
+    shortcut = f"{helper.call('directory', what='ask')}/1"
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(place / "live.sock"))
+    helper.call("shortcut", what="lead", path=shortcut, directory=str(place), name="live.sock")
+    assert list(place.iterdir()) == []
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(f"{shortcut}/live.sock")
+        helper.call("forwarded", what="take", path=f"{shortcut}/live.sock", uid=os.geteuid(), gid=os.getegid())
+        assert (place / "live.sock").stat().st_mode & 0o777 == 0o600
+        helper.close()
+    assert list(place.iterdir()) == []
+    assert not Path(shortcut).is_symlink()
+
+
+def test_shared_socket_replaces_nothing_else(helper: Connection, tmp_path: Path) -> None:
+    (tmp_path / "live.sock").touch()
+    with pytest.raises(RemoteError, match="File exists"):
+        helper.call("shortcut", what="lead", path=str(tmp_path / "1"), directory=str(tmp_path), name="live.sock")
+    assert (tmp_path / "live.sock").exists()
+
+
 def test_started_program_ends_with_the_helper(helper: Connection) -> None:
     pid = helper.call("start", what="start", argv=["sleep", "600"], cwd="/", listen="")
     assert helper.call("wait", what="wait", pid=pid, limit_s=0.05) is None

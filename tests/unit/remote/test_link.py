@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import stat
@@ -9,11 +10,12 @@ import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.unit.remote.conftest import Virsh
-from vbackup.errors import BusyError, ForwardingError, LinkLostError, RemoteError
+from vbackup.errors import BusyError, ForwardingError, LinkLostError, RemoteError, UnsuitableError
 from vbackup.remote import helper
 from vbackup.remote.address import Address
 from vbackup.remote.link import Link, _private_directory
@@ -128,6 +130,33 @@ def test_silence_without_a_link() -> None:
     assert link.is_lost
     with pytest.raises(LinkLostError, match="is not open"):
         link.refuse_lost()
+
+
+def test_file_is_locked_until_the_handle_is_closed(link: Link, tmp_path: Path) -> None:
+    path = tmp_path / "domain.xml"
+    path.touch()
+    handle = link.lock_file(str(path))
+    assert handle is not None
+    assert link.lock_file(str(path)) is None
+    link.close_handle(handle)
+    assert link.lock_file(str(path)) is not None
+    (tmp_path / "link").symlink_to(path)
+    with pytest.raises(RemoteError, match="symbolic links"):
+        link.lock_file(str(tmp_path / "link"))
+
+
+def test_socket_that_cannot_be_given_to_qemu(link: Link, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    call = link._call
+
+    def refused(do: str, what: str, **parameters: Any) -> Any:
+        if do == "forwarded":
+            raise RemoteError("hv1", what, "Operation not permitted", errno=errno.EPERM)
+        return call(do, what, **parameters)
+
+    monkeypatch.setattr(link, "_call", refused)
+    monkeypatch.setattr(link, "_forward", lambda _argv: None)
+    with pytest.raises(UnsuitableError, match=r"user 7, .* URI of root"):
+        link.serve_at(tmp_path / "nbd", tmp_path / "live.sock", uid=7, gid=8)
 
 
 def test_what_is_staged_goes_with_the_link_unless_it_is_published(link: Link, tmp_path: Path) -> None:
