@@ -405,7 +405,10 @@ def test_standby_that_ran_without_a_failover_becomes_one_again(hosts: TwoHosts) 
     machine = hosts.machine()
     machine.write("vda", "write -P 7 0 128k")
     assert hosts.state()["state"] == "started"
-    assert "is running" in hosts.replicate(status=5).stderr
+    said = hosts.replicate(status=5).stderr
+    assert "was started by hand" in said
+    assert "--output" not in said
+    assert "was started by hand" in hosts.failover(status=5).stderr
     machine.destroy()
     assert {disk["full"] for disk in hosts.replicate().document["disks"]} == {None}
     hosts.compare()
