@@ -414,7 +414,7 @@ class StorageDaemon:
             self._stderr.seek(0)
             text = self._stderr.read().decode(errors="replace")
         lines = text.strip().splitlines()
-        lines = [line for line in lines if _OF_SCRATCH_NODES not in line]
+        lines = [line for line in lines if not any(words in line for words in (_OF_SCRATCH_NODES, _OF_CLIENTS))]
         return lines[-1].removeprefix(f"{PROGRAM}: ") if lines else ""
 
 
@@ -447,4 +447,6 @@ _MARK = b"chardev="
 _LEFT: list[subprocess.Popen[bytes]] = []
 #: QEMU's warning about nodes without storage, which hold no data (vbackup.engine.scratch).
 _OF_SCRATCH_NODES = "doesn't provide information about the block size"
+#: Its words about clients that have gone without a goodbye, as with a lost link: they say nothing of images.
+_OF_CLIENTS = "Disconnect client, due to: "
 _LOST = "It could not store the disks' bitmaps, so the next backup of each disk is a full."
