@@ -883,10 +883,18 @@ class SameUuidError(UnsuitableError):
 
     code = "UUID_ON_SEVERAL_HOSTS"
 
-    def __init__(self, domain: str, uuid: str, hosts: Sequence[str]) -> None:
+    def __init__(self, domain: str, uuid: str, hosts: Sequence[str], *, standby: str | None = None) -> None:
         self.domain = domain
         self.uuid = uuid
         self.hosts = list(hosts)  #: their names
+        self.standby = standby  #: name of the host whose domain is a standby that has taken over
+        if standby is not None:
+            super().__init__(
+                f"Domain {domain} is off on {' and '.join(self.hosts)}, and that on {standby} is a standby that has"
+                " taken over. Neither was backed up: bring it back to the original with 'vbackup failback', or back up"
+                " the one that is to go on with -c of its host alone."
+            )
+            return
         super().__init__(
             f"Domain {domain} is off on {' and '.join(self.hosts)}, with the same UUID {uuid}. Nothing tells which is"
             " the machine, and which a copy or what a migration has left, so neither was backed up. Undefine what is"

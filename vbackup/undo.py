@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from types import TracebackType
 
-from vbackup.errors import QemuGoneError
+from vbackup.errors import LinkLostError, QemuGoneError
 from vbackup.report import Reporter
 
 
@@ -17,7 +17,8 @@ class Undo:
     """A stack of undo steps that runs at the end of the block, after success and failure. A context manager.
 
     A failing step is reported as a warning, and the others still run. A step that finds QEMU gone (QemuGoneError) has
-    nothing to undo. ``release`` drops the steps and so keeps the work.
+    nothing to undo. After a LinkLostError of the block, a step that says the same is not reported: it was told that the
+    link is lost, and what ends with it. ``release`` drops the steps and so keeps the work.
     """
 
     def __init__(self, reporter: Reporter, *, tries_again: str = "The next backup of this domain") -> None:
@@ -50,4 +51,6 @@ class Undo:
                 continue  # it disappeared with QEMU
             except Exception as err:  # noqa: BLE001 - a fault in one undo must not prevent the others
                 self.is_complete = False
+                if isinstance(err, LinkLostError) and isinstance(error, LinkLostError):
+                    continue
                 self._reporter.warning(f"Could not {what}: {str(err).rstrip('.')}. {self._tries_again} tries again.")

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -25,6 +26,7 @@ from vbackup.errors import (
     ConnectionLostError,
     DiskError,
     FdsNotPassedError,
+    LinkLostError,
     QmpError,
     StorageDaemonGoneError,
     UnsuitableError,
@@ -226,6 +228,46 @@ def test_daemon_that_does_not_start_is_told_with_its_last_words(
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     with pytest.raises(StorageDaemonGoneError, match=r"exited with status 3: no memory\. Nothing"):
         StorageDaemon(Recorder()).__enter__()
+
+
+class FakeElsewhere:
+    """A host whose link is lost (Elsewhere), with the daemon that ran there (DaemonProcess)."""
+
+    pid, returncode = 1, -signal.SIGTERM
+
+    def __init__(self, *, is_lost: bool) -> None:
+        self.is_lost = is_lost
+
+    def start(self, *_arguments: Any, **_named: Any) -> Any:
+        own_end, there = socket.socketpair()
+        there.close()
+        return self, own_end
+
+    def refuse_lost(self) -> None:
+        if self.is_lost:
+            raise LinkLostError("hv1", "has ended")
+
+    def words(self) -> str:
+        return "The SSH connection to hv1 has ended."
+
+    def poll(self) -> int:
+        return self.returncode
+
+    def wait(self, _timeout: float | None = None) -> int:
+        return self.returncode
+
+    def kill(self) -> None:
+        pass
+
+
+def test_link_that_is_lost_while_the_daemon_starts_is_the_fault_and_not_the_daemon() -> None:
+    lost: Any = FakeElsewhere(is_lost=True)
+    with pytest.raises(LinkLostError, match=r"^The SSH connection to hv1 has ended\. ") as caught:
+        StorageDaemon(Recorder(), elsewhere=lost).__enter__()
+    assert "qemu-storage-daemon" not in str(caught.value)
+    reached: Any = FakeElsewhere(is_lost=False)
+    with pytest.raises(StorageDaemonGoneError, match="was killed by SIGTERM"):
+        StorageDaemon(Recorder(), elsewhere=reached).__enter__()
 
 
 def test_killed_daemon_is_told_as_such_and_by_every_command(tmp_path: Path) -> None:

@@ -272,3 +272,17 @@ class Writes:
             begun = time.monotonic()
             self._machine.write("vda", f"write -P 3 {offset}k 4k")
             self.longest_s = max(self.longest_s, time.monotonic() - begun)
+
+
+@pytest.mark.parametrize("step", ["targets", "started"])
+def test_link_that_is_lost_when_the_domain_is_off(chain: RemoteChain, hypervisor: Hypervisor, step: str) -> None:
+    """The fault is the link's, once, and not that of the storage daemon, which ends with it."""
+    definition = chain.machine.handle.live_xml()
+    chain.machine.destroy()
+    hypervisor.host.connection.defineXML(definition)
+    with at(step, lambda: kill_ssh(hypervisor)):
+        failed = chain.run("--json", "--speed", "1M", status=None)
+    assert (failed.status, failed.document["code"]) == (4, "LINK_LOST")
+    assert "qemu-storage-daemon" not in failed.stderr
+    assert failed.stderr.count("has ended") == 1
+    assert chain.run("--json").document["level"] == "incremental"

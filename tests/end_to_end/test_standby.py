@@ -25,10 +25,12 @@ from tests.end_to_end.test_offline import storage_daemons, write
 from tests.hosts import Hypervisor
 from tests.lab import HEEDING_SIGNALS, DiskSpec, Machine, domain_xml, qemu_img_info
 from vbackup import archive
+from vbackup import machine as machine_
 from vbackup.domain import standby_xml
 from vbackup.domain.host import library_version
 from vbackup.engine import rollback as engine
 from vbackup.errors import MonitorError
+from vbackup.model import HostIdentity
 from vbackup.operations import restore_in_place
 from vbackup.operations.restored_machine import TPM_SOURCE_SINCE
 
@@ -229,6 +231,35 @@ def test_failover_and_failback(hosts: TwoHosts) -> None:
     hosts.compare()
 
 
+def test_original_that_was_backed_up_during_a_failover_goes_on_after_the_failback(
+    hosts: TwoHosts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both were backed up, each on its own host, so nothing is newest until the original goes on from the failback."""
+
+    def on(name: str, uri: str) -> Outcome:
+        monkeypatch.setattr(machine_, "this_host", lambda: HostIdentity(name, name * 16))
+        return hosts.command("backup", NAME, "-c", uri, "-r", hosts.repository)
+
+    on("a1", hosts.lab.uri)
+    hosts.replicate()
+    hosts.failover()
+    hosts.machine().write("vda", "write -P 7 5M 192k")
+    on("b2", hosts.daemon.uri)
+    write(hosts.specs[0].path, "write -P 9 3M 64k")
+    said = on("a1", hosts.lab.uri).stderr
+    assert f"The standby at {hosts.daemon.uri} has taken over since" in said
+    assert "new UUID" not in said
+    hosts.machine().destroy()
+    monkeypatch.setattr(machine_, "this_host", lambda: HostIdentity("b2", "b2" * 16))
+    hosts.failback()
+    hosts.compare()
+    assert "Choose one with --host" in hosts.replicate(status=5).stderr
+    hosts.replicate("--host", "b2")
+    assert "has taken over" not in on("a1", hosts.lab.uri).stderr
+    assert {disk["full"] for disk in hosts.replicate().document["disks"]} == {None}
+    hosts.compare()
+
+
 def test_failback_that_failed_goes_on(hosts: TwoHosts, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the standby has is in the repository and on the standby: nothing is lost, whichever is used."""
     hosts.backup()
@@ -405,7 +436,10 @@ def test_standby_that_ran_without_a_failover_becomes_one_again(hosts: TwoHosts) 
     machine = hosts.machine()
     machine.write("vda", "write -P 7 0 128k")
     assert hosts.state()["state"] == "started"
-    assert "is running" in hosts.replicate(status=5).stderr
+    said = hosts.replicate(status=5).stderr
+    assert "was started by hand" in said
+    assert "--output" not in said
+    assert "was started by hand" in hosts.failover(status=5).stderr
     machine.destroy()
     assert {disk["full"] for disk in hosts.replicate().document["disks"]} == {None}
     hosts.compare()

@@ -66,7 +66,6 @@ ELSEWHERE = {
     "stores.s3_upload": "contract/test_s3.py",
     "stores.sftp": "end_to_end/test_copy_away.py",  # needs an SFTP server
     "operations.replicate": "end_to_end/test_standby.py",  # needs two libvirts and a storage daemon, as the next ones
-    "operations.standby": "end_to_end/test_standby.py",
     "operations.standby_files": "end_to_end/test_standby.py",
     "operations.standby_documents": "end_to_end/test_standby.py",
     "operations.failover": "end_to_end/test_standby.py",

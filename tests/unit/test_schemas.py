@@ -302,7 +302,7 @@ def write_everything(directory: Path) -> None:
     with MergeJournal(directory, [backup_id(1)]) as written:
         written.set_in_place([backup_id(1)])
     live_state.write(live_state_in(directory, "vda"))
-    standbys.put(directory, Standby("qemu:///system", Path("/a"), backup_id(1), NOON, backup_id(2)))
+    standbys.put(directory, Standby("qemu:///system", Path("/a"), backup_id(1), NOON, backup_id(2), NOON))
     streamed = StreamRecord("job 7", Level.AUTO, "2026.11.23.10.15.00")
     (directory / stream_record.NAME).write_bytes(stream_record.data(streamed))
     tracker = Tracker(TRACKER, "web", UUID, (session_checkpoint(1, "vda"),), 1)

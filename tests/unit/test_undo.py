@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.unit.builders import Recorder
-from vbackup.errors import ConnectionLostError, DomainGoneError, QmpError, VbackupError
+from vbackup.errors import ConnectionLostError, DomainGoneError, LinkLostError, QmpError, VbackupError
 from vbackup.undo import Undo
 
 
@@ -110,3 +110,14 @@ def test_warning_is_two_sentences(said: str) -> None:
     assert recorder.warnings == [
         "Could not close the door: QEMU refused it. The next backup of this domain tries again."
     ]
+
+
+@pytest.mark.parametrize(("error", "warnings"), [(LinkLostError("hv1", "has ended"), 0), (VbackupError("another"), 1)])
+def test_link_that_is_lost_is_told_once(error: VbackupError, warnings: int) -> None:
+    """The block has said it already; after another fault, it is what was not undone."""
+    recorder = Recorder()
+    undo = Undo(recorder)
+    undo.push("undo it", fail_with(LinkLostError("hv1", "has ended")))
+    undo.__exit__(type(error), error, None)
+    assert len(recorder.warnings) == warnings
+    assert not undo.is_complete

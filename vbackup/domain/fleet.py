@@ -132,7 +132,8 @@ def _settle(uuid: str, numbers: Sequence[int], parts: list[HostSelection], hosts
         host = hosts[number].host
         assert host is not None  # something of it was selected
         domain = next(one for one in parts[number].selection.chosen if one.uuid == uuid)
-        found.append(Twin(domain.name, uuid, parts[number].name, twins.state(host, uuid)))
+        state, has_taken_over = twins.state(host, uuid), twins.has_taken_over(host, uuid)
+        found.append(Twin(domain.name, uuid, parts[number].name, state, has_taken_over))
     for number, verdict in zip(numbers, twins.judge(found)):
         if verdict.left_out is None and verdict.error is None:
             continue

@@ -37,6 +37,7 @@ class Twin:
     uuid: str
     host: str  #: what people call the host
     state: State
+    has_taken_over: bool = False  #: it is a standby of the machine, which 'vbackup failover' has let take over
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,16 @@ def state(host: Host, uuid: str) -> State:
     return State.RUNNING
 
 
+def has_taken_over(host: Host, uuid: str) -> bool:
+    """Return True if a domain is a standby that has taken over; False also if it cannot be examined."""
+    try:
+        mark = standby_xml.read(host.domain(uuid).live_xml())
+    except VbackupError as err:
+        log.debug("%s", err)
+        return False
+    return mark is not None and mark.state is standby_xml.State.ACTIVE
+
+
 def judge(twins: Sequence[Twin]) -> list[Verdict]:
     """Return what is done about each of the domains that have one UUID."""
     present = [twin for twin in twins if twin.state not in (State.GONE, State.STANDBY)]
@@ -73,7 +84,8 @@ def judge(twins: Sequence[Twin]) -> list[Verdict]:
     if len(present) < 2:  # noqa: PLR2004
         return [Verdict(left_out=_reason(twin, [])) for twin in twins]
     if not running:
-        error = SameUuidError(twins[0].name, twins[0].uuid, [twin.host for twin in present])
+        standby = next((twin.host for twin in present if twin.has_taken_over), None)
+        error = SameUuidError(twins[0].name, twins[0].uuid, [twin.host for twin in present], standby=standby)
         return [Verdict(error=error) if twin in present else Verdict(left_out=_reason(twin, [])) for twin in twins]
     return [Verdict(left_out=_reason(twin, running)) for twin in twins]
 
@@ -86,6 +98,10 @@ def _reason(twin: Twin, running: Sequence[Twin]) -> str | None:
     where = " and ".join(other.host for other in running)
     if twin.state is State.ARRIVING:
         return f"it is migrating to this host from {where}"
+    if twin.has_taken_over:
+        return f"it is a standby that has taken over, but is off here, and the original runs on {where}"
+    if any(other.has_taken_over for other in running):
+        return f"it is off here, and its standby on {where} has taken over"
     return (
         f"it is off here and runs on {where}: a migration has left this definition, or it is a copy, which needs a new"
         " UUID to be backed up"
@@ -97,6 +113,13 @@ def remark(twins: Sequence[Twin]) -> str | None:
     running = [twin.host for twin in twins if twin.state is State.RUNNING]
     if len(running) < 2:  # noqa: PLR2004
         return None
+    standby = next((twin.host for twin in twins if twin.state is State.RUNNING and twin.has_taken_over), None)
+    if standby is not None:
+        return (
+            f"Domain {twins[0].name} runs on {' and '.join(running)}: its standby on {standby} has taken over, but the"
+            " original runs, too. Each is backed up, one after the other; 'vbackup restore' needs --host to tell them"
+            " apart. Shut one of them down: what the original writes is lost with 'vbackup failback'."
+        )
     return (
         f"Domain {twins[0].name} runs on {' and '.join(running)} with the same UUID, {twins[0].uuid}: these are"
         f" {len(running)} machines. Each is backed up, one after the other, and starts from the backups of its own host"

@@ -11,7 +11,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 
 from vbackup import amounts, names
-from vbackup.domain import definition
+from vbackup.domain import definition, standby_xml
 from vbackup.domain.host import DomainHandle
 from vbackup.engine import base, foreign_jobs, leftovers, plan, proof, underlay
 from vbackup.engine.base import Choice
@@ -30,7 +30,7 @@ from vbackup.files import replace_text, storage_errors
 from vbackup.hooks.events import Operation, events
 from vbackup.model import DiskNode, Level
 from vbackup.qemu import jobs
-from vbackup.repository import audited, hosts, in_place_journal
+from vbackup.repository import audited, hosts, in_place_journal, standbys
 from vbackup.repository.catalogue import Catalogue
 from vbackup.repository.history import History, Start
 
@@ -149,6 +149,8 @@ def _warn_of_another_host(backup_plan: BackupPlan, history: History, domain: Loc
         return
     if not all(base.host is None or base.host.is_other_than(newest.host) for base in bases):
         return
+    if _has_standby(domain):  # one of the two is that, and needs the UUID
+        return
     if bases:
         domain.reporter.warning(
             f"Two machines have the UUID {domain.uuid}: the newest backup, {newest.id}, is of one on host"
@@ -162,6 +164,14 @@ def _warn_of_another_host(backup_plan: BackupPlan, history: History, domain: Loc
             " start from it. If another machine there has the same UUID, use a separate repository for it, or give it a"
             " new UUID; 'vbackup restore' then needs --host."
         )
+
+
+def _has_standby(domain: LockedDomain) -> bool:
+    """Return True if 'vbackup replicate' has made a standby of the domain, or this is one."""
+    with suppress(ChainError, StorageError):
+        if standbys.read(domain.repository.path / domain.uuid):
+            return True
+    return standby_xml.read(domain.source.handle.live_xml()) is not None
 
 
 def _nodes(selection: Selection, domain: LockedDomain, taken_ids: Collection[str]) -> list[DiskNode]:

@@ -290,6 +290,7 @@ def _locked(
                 " whether other backups are being made. Do not start two backups of one domain at the same time."
             )
         recovery.recover(domain, abort=False)
+        standby.warn_taken_over(handle, repository, reporter)
         stop.check()
         yield domain
 

@@ -60,7 +60,7 @@ def run(
     uuid = repository.find(request.domain)
     handle = _original(uuid, original, host)
     found = standby.get(host, uuid, repository)
-    rollback.refuse_running(handle)
+    _refuse_running(handle, original)
     record = standbys.find(repository.path / uuid, request.standby)
     pending = None if record is None else record.failback
     if found.mark.state is State.ACTIVE:
@@ -98,6 +98,16 @@ def _original(uuid: str, original: Host, host: Host) -> DomainHandle:
             f" original with -c, and that of the standby ({host.real_uri}) with --from."
         )
     return handle
+
+
+def _refuse_running(handle: DomainHandle, original: Host) -> None:
+    """Raise UnsuitableError if the disks of the original may not be written."""
+    if handle.is_active():
+        raise UnsuitableError(
+            f"The original {handle.name} runs at {original.real_uri}: shut it down first. Its disks become as those of"
+            " the standby are, and what it has written since the failover is lost."
+        )
+    rollback.refuse_running(handle)
 
 
 def _backed_up(

@@ -7,16 +7,17 @@ where that is possible.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
 
 from vbackup.domain import defining, standby_xml
 from vbackup.domain.host import Host
 from vbackup.domain.standby_xml import State
 from vbackup.errors import UnsuitableError, UsageError, VbackupError, domain_argument
-from vbackup.operations import rollback, standby
+from vbackup.operations import standby
 from vbackup.operations.standby import Standby
 from vbackup.report import Reporter
+from vbackup.repository import standbys
 from vbackup.repository.lock import LockWait
 from vbackup.repository.repository import Repository
 from vbackup.stop import Stop
@@ -72,10 +73,11 @@ def run(
         applied = next((one for one in backups if one.id == found.mark.backup), None)
         later = [one.id for one in backups if applied is not None and one.sequence > applied.sequence]
         if not was_active:
-            rollback.refuse_running(found.handle)
+            standby.refuse_running(found)
             _refuse_older(found, later, request)
             _warn(found, applied.time if applied is not None else None, reporter)
         _take_over(found, request, reporter)
+        _record(uuid, request, repository)
         if applied is not None and applied.autostart:
             _start_with_host(found, reporter)
         return FailedOver(
@@ -132,6 +134,13 @@ def _warn(found: Standby, time: datetime | None, reporter: Reporter) -> None:
     reporter.warning(
         f"The standby goes on from backup {since}: what the guest of the original has written after that is not on it."
     )
+
+
+def _record(uuid: str, request: FailoverRequest, repository: Repository) -> None:
+    """Record since when it has taken over, for whoever backs up the original meanwhile."""
+    record = standbys.find(repository.path / uuid, request.to)
+    if record is not None and record.taken_over is None:
+        standbys.put(repository.path / uuid, replace(record, taken_over=datetime.now(timezone.utc)))
 
 
 def _start_with_host(found: Standby, reporter: Reporter) -> None:

@@ -14,7 +14,7 @@ from vbackup.domain.host import Host
 from vbackup.domain.standby_xml import State
 from vbackup.errors import DiskError, UnsuitableError
 from vbackup.images.flatten import Layer
-from vbackup.operations import boot_test, rollback, standby
+from vbackup.operations import boot_test, standby
 from vbackup.operations.boot_test import BootRequest
 from vbackup.operations.standby import Standby
 from vbackup.qemu import qcow2
@@ -58,7 +58,7 @@ def run(
     standby.refuse_half_applied(found)
     if found.mark.state is State.ACTIVE:
         raise UnsuitableError(f"The standby {found.handle.name} has taken over: there is nothing to test.")
-    rollback.refuse_running(found.handle)
+    standby.refuse_running(found)
     with chosen.held(repository, uuid, Wanted(found.mark.backup), stop=stop) as point:
         layers = {dev: [_layer(found, dev)] for dev in point.chains}
         result = boot_test.of_images(

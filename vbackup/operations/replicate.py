@@ -48,6 +48,7 @@ class ReplicateRequest:
     to: str  #: URI of the libvirt that has the standby
     directory: Path | None = None  #: of its images; None: where they are
     backup_id: str | None = None  #: None: the newest
+    host: str | None = None  #: only backups of the host with this name or machine id
     exclusive: bool = False  #: no other host uses these images
     speed_bytes_s: int | None = None  #: of each disk
     wait_lock_s: float = 0.0  #: for another vbackup that works on the domain
@@ -84,7 +85,7 @@ def run(request: ReplicateRequest, *, host: Host, repository: Repository, report
     wait = LockWait(request.wait_lock_s, reporter, stop)
     with (
         repository.lock(uuid, wait=wait),
-        chosen.held(repository, uuid, Wanted(request.backup_id), stop=stop) as point,
+        chosen.held(repository, uuid, Wanted(request.backup_id, host=request.host), stop=stop) as point,
         link_to(request.to, host, stop) as link,
     ):
         found = standby.find(host, uuid, repository)
@@ -94,6 +95,8 @@ def run(request: ReplicateRequest, *, host: Host, repository: Repository, report
                 f" would be lost. 'vbackup failback {domain_argument(found.handle.name)} --from {request.to}' brings it"
                 " back to the original."
             )
+        if found is not None:
+            standby.refuse_running(found)
         _refuse_pending(request, point, repository)
         return apply(request, point, found, host=host, repository=repository, reporter=reporter, stop=stop, link=link)
 
@@ -212,7 +215,10 @@ class _Work:
             defining.set_autostart(self._handle, is_on=False)  # a failover had set it
         directory = self._repository.path / self._backup.domain_uuid
         record = standbys.find(directory, self._request.to) or Record(self._request.to, self._files.directory)
-        standbys.put(directory, replace(record, backup=self._backup.id, applied=datetime.now(timezone.utc)))
+        standbys.put(
+            directory,
+            replace(record, backup=self._backup.id, applied=datetime.now(timezone.utc), taken_over=None),
+        )
 
     def _remove_others(self, before: str, text: str) -> None:
         """Remove the images of disks that the standby had, and the domain has not any more."""

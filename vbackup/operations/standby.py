@@ -6,14 +6,20 @@ The standby has the name and UUID of its domain, because it can become that doma
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 from vbackup.domain import defining, identity, standby_xml
 from vbackup.domain.host import DomainHandle, Host
 from vbackup.domain.standby_xml import Mark, State
-from vbackup.errors import DomainNotFoundError, UnsuitableError, domain_argument
+from vbackup.errors import ChainError, DomainNotFoundError, StorageError, UnsuitableError, domain_argument
+from vbackup.operations import rollback
+from vbackup.report import Reporter
+from vbackup.repository import standbys
 from vbackup.repository.repository import Repository
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,35 @@ def refuse_half_applied(found: Standby) -> None:
             f"The standby {found.handle.name} is half applied: some blocks of its disks are as in backup"
             f" {found.mark.backup}, and others as before. Run 'vbackup replicate {domain_argument(found.handle.name)}"
             f" --to {found.handle.host.uri}' first, which ends it; it needs the repository only."
+        )
+
+
+def refuse_running(found: Standby) -> None:
+    """Raise UnsuitableError if a standby that has not taken over runs, or has saved memory."""
+    if found.handle.is_active():
+        name, uri = domain_argument(found.handle.name), found.handle.host.uri
+        raise UnsuitableError(
+            f"The standby {found.handle.name} at {uri} runs, but has not taken over: it was started by hand. Shut it"
+            f" down, with 'virsh -c {uri} shutdown {name}', and run 'vbackup replicate {name} --to {uri}', which undoes"
+            " what its guest has written."
+        )
+    rollback.refuse_running(found.handle)
+
+
+def warn_taken_over(handle: DomainHandle, repository: Repository, reporter: Reporter) -> None:
+    """Warn if a standby of the domain has taken over, and this is not it: what the original still writes is lost."""
+    try:
+        active = [one for one in standbys.read(repository.path / handle.uuid) if one.taken_over is not None]
+    except (ChainError, StorageError) as err:  # which is no reason for no backup
+        log.debug("%s", err)
+        return
+    if not active or standby_xml.read(handle.live_xml()) is not None:
+        return
+    for one in active:
+        assert one.taken_over is not None
+        reporter.warning(
+            f"The standby at {one.uri} has taken over since {one.taken_over.astimezone():%Y-%m-%d %H:%M:%S}, and this"
+            f" is a backup of the original {handle.name}, whose changes since then are lost with a failback."
         )
 
 

@@ -25,6 +25,7 @@ from typing import Any, Protocol
 from vbackup.errors import (
     ConnectionLostError,
     FdsNotNeededError,
+    LinkLostError,
     QmpError,
     StorageDaemonGoneError,
     UnsuitableError,
@@ -150,6 +151,7 @@ class StorageDaemon:
                 stack.enter_context(self._socket)
             except ConnectionLostError as err:
                 self._kill()
+                self._refuse_lost()
                 raise self._gone() from err
             self._stack = stack.pop_all()
         return self
@@ -240,8 +242,7 @@ class StorageDaemon:
             return self._socket.execute(command, arguments)
         except ConnectionLostError as err:
             has_ended = self._has_ended(within_s=ENDING_S)
-            if self._elsewhere is not None:
-                self._elsewhere.refuse_lost()  # asked last: the end of a forwarded socket may be noticed first
+            self._refuse_lost()  # asked last: the end of a forwarded socket may be noticed first
             if has_ended:
                 raise self._gone() from err
             raise
@@ -350,11 +351,24 @@ class StorageDaemon:
                 return
         if self._process.returncode != 0:  # it did not end because of quit
             if not quiet:
-                self._reporter.warning(f"{self._gone()}{lost}")
+                self._reporter.warning(f"{self._end_of_link() or self._gone()}{lost}")
             return
         message = self._last_message()
         if message and not self._is_only_read:
             self._reporter.warning(f"{PROGRAM} reported while closing the images: {message}")
+
+    def _refuse_lost(self) -> None:
+        """Raise LinkLostError if the daemon's host cannot be reached: that is what the user is told then."""
+        if self._elsewhere is not None:
+            self._elsewhere.refuse_lost()
+
+    def _end_of_link(self) -> LinkLostError | None:
+        """Return why the daemon's host cannot be reached any more; None if it can, or is this one."""
+        try:
+            self._refuse_lost()
+        except LinkLostError as err:
+            return err
+        return None
 
     def _kill_unless_left(self) -> None:
         if not self._is_left:
@@ -400,7 +414,7 @@ class StorageDaemon:
             self._stderr.seek(0)
             text = self._stderr.read().decode(errors="replace")
         lines = text.strip().splitlines()
-        lines = [line for line in lines if _OF_SCRATCH_NODES not in line]
+        lines = [line for line in lines if not any(words in line for words in (_OF_SCRATCH_NODES, _OF_CLIENTS))]
         return lines[-1].removeprefix(f"{PROGRAM}: ") if lines else ""
 
 
@@ -433,4 +447,6 @@ _MARK = b"chardev="
 _LEFT: list[subprocess.Popen[bytes]] = []
 #: QEMU's warning about nodes without storage, which hold no data (vbackup.engine.scratch).
 _OF_SCRATCH_NODES = "doesn't provide information about the block size"
+#: Its words about clients that have gone without a goodbye, as with a lost link: they say nothing of images.
+_OF_CLIENTS = "Disconnect client, due to: "
 _LOST = "It could not store the disks' bitmaps, so the next backup of each disk is a full."

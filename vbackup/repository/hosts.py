@@ -2,7 +2,9 @@
 
 A domain that migrates takes its UUID and its bitmaps with it, so its next backup starts from one of the host before. A
 copy of a machine that was not given a new UUID has backups in between that start from nothing of the other's:
-then the newest backup may be of either machine, and each goes on from the newest of its own host. Does no I/O.
+then the newest backup may be of either machine, and each goes on from the newest of its own host. Where disks of one
+host were restored to the newest backup of the other, as by a failback, the next backup starts from that: it is one
+machine again, whatever both have done before. Does no I/O.
 """
 
 from __future__ import annotations
@@ -78,19 +80,38 @@ class Change:
 
 
 def break_of(backups: Sequence[Backup]) -> Change | None:
-    """Return the first change of host after which the chain does not go on, or None.
+    """Return the first change of host after which the chain does not go on, also not later; None without one.
 
     ``backups`` are in the order of their commits. Backups that name no host prove nothing, and are passed over.
     """
     by_id = {backup.id: backup for backup in backups}
+    breaks: list[Change] = []
     before: Backup | None = None
-    for backup in backups:
+    for number, backup in enumerate(backups):
         if backup.host is None:
             continue
+        breaks = [one for one in breaks if not _joins(backup, one, backups[:number])]
         if before is not None and not _goes_on(backup, before, by_id):
-            return Change(before, backup)
+            breaks.append(Change(before, backup))
         before = backup
-    return None
+    return breaks[0] if breaks else None
+
+
+def _joins(backup: Backup, change: Change, earlier: Sequence[Backup]) -> bool:
+    """Return True if a backup of one of the two hosts starts from the newest that the other has: it was restored there.
+
+    An older one proves nothing: a copy of a machine has the bitmaps that the machine had when it was copied.
+    """
+    for own, other in ((change.before, change.after), (change.after, change.before)):
+        if _is_of(own, backup) and not _is_of(other, backup):
+            newest = next((one for one in reversed(earlier) if _is_of(other, one)), other)
+            return any(image.base == newest.id for image in backup.disks)
+    return False
+
+
+def _is_of(one: Backup, other: Backup) -> bool:
+    """Return True if the two backups are of one host, and name it."""
+    return one.host is not None and other.host is not None and not one.host.is_other_than(other.host)
 
 
 def _goes_on(backup: Backup, before: Backup, by_id: dict[str, Backup]) -> bool:

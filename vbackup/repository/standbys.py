@@ -33,6 +33,7 @@ class Record:
     backup: str | None = None  #: id of the newest backup that was applied; None: none was yet
     applied: datetime | None = None  #: when that was
     failback: str | None = None  #: id of the backup that the original is to get, of a failback that has not ended
+    taken_over: datetime | None = None  #: when it took over; None: it has not, or is a standby again
 
 
 def read(directory: Path) -> list[Record]:
@@ -96,13 +97,19 @@ def _document(one: Record) -> dict[str, Any]:
         "backup": one.backup,
         "applied": None if one.applied is None else manifest.iso(one.applied),
         "failback": one.failback,
+        "taken_over": None if one.taken_over is None else manifest.iso(one.taken_over),
     }
 
 
 def _parse(fields: Fields) -> Record:
-    backup, applied, failback = map(fields.optional_text, ("backup", "applied", "failback"))
+    backup, failback = map(fields.optional_text, ("backup", "failback"))
     for one in (backup, failback):
         if one is not None and not names.BACKUP_ID.fullmatch(one):
             raise ChainError(f"{NAME} names the backup {one[:50]!r}, which is not an id of a backup.")
-    time = None if applied is None else manifest.time(applied, f"{NAME}: applied")
-    return Record(fields.text("uri"), Path(fields.text("directory")), backup, time, failback)
+    uri, directory = fields.text("uri"), Path(fields.text("directory"))
+    return Record(uri, directory, backup, _time(fields, "applied"), failback, _time(fields, "taken_over"))
+
+
+def _time(fields: Fields, name: str) -> datetime | None:
+    text = fields.optional_text(name)
+    return None if text is None else manifest.time(text, f"{NAME}: {name}")

@@ -43,6 +43,50 @@ def test_verdicts(states: tuple[State, ...], expected: tuple[str, ...]) -> None:
     assert tuple(map(what, twins.judge(found(*states)))) == expected
 
 
+def test_standby_that_has_taken_over_needs_no_new_uuid() -> None:
+    """It is the same machine, so nobody is advised to give it another identity."""
+
+    def pair(original: State, standby: State) -> list[Twin]:
+        return [Twin("web", "uuid", "hv1", original), Twin("web", "uuid", "hv2", standby, has_taken_over=True)]
+
+    left, kept = twins.judge(pair(OFF, RUNNING))
+    assert (left.left_out, kept.left_out) == ("it is off here, and its standby on hv2 has taken over", None)
+    kept, left = twins.judge(pair(RUNNING, OFF))
+    assert left.left_out == "it is a standby that has taken over, but is off here, and the original runs on hv1"
+    for verdict in twins.judge(pair(OFF, OFF)):
+        assert "that on hv2 is a standby that has taken over" in str(verdict.error)
+        assert "UUID" not in str(verdict.error)
+    said = twins.remark(pair(RUNNING, RUNNING))
+    assert said is not None
+    assert "its standby on hv2 has taken over, but the original runs, too" in said
+    assert "UUID" not in said
+
+
+@pytest.mark.parametrize(
+    ("state", "expected"), [(None, False), (standby_xml.State.READY, False), (standby_xml.State.ACTIVE, True)]
+)
+def test_definition_says_whether_it_has_taken_over(state: standby_xml.State | None, expected: bool) -> None:
+    text = "<domain><name>web</name></domain>"
+    if state is not None:
+        mark = standby_xml.Mark(state, "0123456789ab", backup_id(1), "/standby")
+        text = standby_xml.made(text, mark)[0]
+    if state is standby_xml.State.ACTIVE:
+        text = standby_xml.active(text)
+
+    class FakeHost:
+        def domain(self, uuid: str) -> Any:
+            if uuid != "uuid":
+                raise DomainNotFoundError(uuid, "here", "look")
+            return self
+
+        def live_xml(self) -> str:
+            return text
+
+    host: Any = FakeHost()
+    assert twins.has_taken_over(host, "uuid") is expected
+    assert not twins.has_taken_over(host, "gone")
+
+
 def test_sentences_name_the_hosts() -> None:
     _, left = twins.judge(found(RUNNING, OFF))
     assert left.left_out is not None

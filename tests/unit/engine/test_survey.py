@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.unit.builders import Recorder
+from tests.unit.builders import NOON, UUID, Recorder
 from tests.unit.fake_domain import FakeDomain, partial, run
 from vbackup import machine
 from vbackup.engine import foreign_jobs, leftovers, underlay
 from vbackup.errors import BusyError, DiskBusyError
 from vbackup.model import Backup, HostIdentity, Level
-from vbackup.repository import manifest
+from vbackup.repository import manifest, standbys
 from vbackup.repository.repository import Repository
+from vbackup.repository.standbys import Record
 
 
 def test_user_reads_what_each_disk_starts_from_and_why(domain: FakeDomain, repo: Repository) -> None:
@@ -78,6 +80,17 @@ def test_backup_that_does_not_start_from_the_newest_of_another_host_is_told(
     assert warnings(there) == []  # it migrated: an incremental
     assert len(warnings(here, level=Level.FULL)) == 1
     assert warnings(HostIdentity("a.example.com", None), level=Level.FULL) == []  # reached from elsewhere
+
+
+def test_standby_is_not_taken_for_a_copy_that_needs_a_new_uuid(
+    domain: FakeDomain, repo: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(domain, repo)
+    standbys.put(repo.path / UUID, Record("qemu+ssh://hv2/system", Path("/standby"), taken_over=NOON))
+    monkeypatch.setattr(machine, "this_host", lambda: HostIdentity("b", "2" * 32))
+    recorder = Recorder()
+    run(domain, repo, recorder, level=Level.FULL)
+    assert "UUID" not in " ".join(recorder.warnings)
 
 
 # --full-every

@@ -57,6 +57,36 @@ def test_chain_that_breaks_off_can_be_of_two_machines(backups: list[Backup]) -> 
     assert change.before.host != change.after.host
 
 
+def failed_over() -> list[Backup]:
+    """A standby on B has taken over and was backed up, and so was the original meanwhile."""
+    second = on(B, incremental(2, FULL))
+    return [FULL, second, on(A, incremental(3, FULL)), on(B, incremental(4, second))]
+
+
+def test_backup_of_a_disk_that_was_restored_to_the_newest_of_the_other_host_joins_the_chains() -> None:
+    apart = failed_over()
+    assert hosts.break_of(apart) is not None
+    failed_back = [*apart, on(A, incremental(5, apart[-1]))]
+    assert hosts.break_of(failed_back) is None
+    again = on(B, incremental(6, failed_back[-1]))
+    assert hosts.break_of([*failed_back, again, on(A, incremental(7, again))]) is None
+    assert hosts.break_of([FULL, on(B, backup(2)), on(B, incremental(3, FULL))]) is None  # the copy was restored
+
+
+def test_what_does_not_start_from_the_newest_of_the_other_host_joins_nothing() -> None:
+    apart = failed_over()
+    joined = [*apart, on(A, incremental(5, apart[-1]))]
+    for further in (
+        [*apart, on(A, incremental(5, apart[2]))],  # it goes on alone
+        [*apart, on(A, incremental(5, apart[1]))],  # from an older one, which a copy of the machine can have
+        [*apart, on(None, incremental(5, apart[-1]))],
+        [*apart, on(HostIdentity("c", "3" * 32), incremental(5, apart[-1]))],
+        [*joined, on(B, incremental(6, apart[-1]))],  # the standby runs on
+    ):
+        change = hosts.break_of(further)
+        assert change is not None
+
+
 @pytest.mark.parametrize(
     ("one", "other", "is_other"),
     [

@@ -12,7 +12,7 @@ from vbackup.repository import standbys
 from vbackup.repository.standbys import Record
 
 ONE = Record("qemu+ssh://hv2/system", Path("/standby/web"), backup_id(1), NOON)
-TWO = Record("qemu:///system", Path("/two"), failback=backup_id(2))
+TWO = Record("qemu:///system", Path("/two"), failback=backup_id(2), taken_over=NOON)
 
 
 def test_records_are_as_they_were_written(tmp_path: Path) -> None:
@@ -27,6 +27,12 @@ def test_records_are_as_they_were_written(tmp_path: Path) -> None:
     standbys.remove(tmp_path, TWO.uri)
     assert standbys.find(tmp_path, TWO.uri) is None
     assert (tmp_path / standbys.NAME).stat().st_mode & 0o777 == 0o600
+
+
+def test_record_of_an_earlier_version_says_nothing_of_a_failover(tmp_path: Path) -> None:
+    text = '{"schema": "vbackup.standby/1", "standbys": [{"uri": "a", "directory": "/", "backup": null}]}'
+    (tmp_path / standbys.NAME).write_text(text)
+    assert standbys.read(tmp_path) == [Record("a", Path("/"))]
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vbackup.cli.arguments import add_common, add_domain, add_exclusive, add_wait_lock
+from vbackup.cli.arguments import add_common, add_domain, add_exclusive, add_host, add_wait_lock
 from vbackup.cli.values import directory, speed_bytes_s
 
 
@@ -27,6 +27,7 @@ def add(commands: Any) -> None:
         help="the first time: directory for the images of the standby, on its host",
     )
     parser.add_argument("--backup", metavar="ID", help="apply this backup (default: the newest)")
+    add_host(parser)
     parser.add_argument(
         "--status", action="store_true", help="show the standbys, and how many backups each of them is behind"
     )

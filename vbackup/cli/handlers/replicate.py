@@ -25,6 +25,7 @@ def run(options: argparse.Namespace, context: Context) -> int:
         options.to,
         options.directory,
         options.backup,
+        options.host,
         exclusive=options.exclusive,
         speed_bytes_s=options.speed,
         wait_lock_s=options.wait_lock,
@@ -45,7 +46,7 @@ def run(options: argparse.Namespace, context: Context) -> int:
 
 
 def _show(options: argparse.Namespace, context: Context) -> int:
-    for name in ("to", "directory", "backup"):
+    for name in ("to", "directory", "backup", "host"):
         if getattr(options, name) is not None:
             raise UsageError(f"--{name} is not for --status, which shows all standbys of a domain.")
     domain = optional_domain_of(options)

@@ -41,7 +41,8 @@ def test_what_was_written_is_printed(command: Command, filled: Path, requests: l
         f" {backup_id(1)}.\n"
     )
     assert requests == [ReplicateRequest("web", URI, Path("/standby"), speed_bytes_s=1 << 20)]
-    assert command("replicate", "web", "-r", filled, "--to", URI, "-q").stdout == ""
+    assert command("replicate", "web", "-r", filled, "--to", URI, "--host", "hv1", "-q").stdout == ""
+    assert requests[-1] == ReplicateRequest("web", URI, host="hv1")
     document = command("replicate", "web", "-r", filled, "--to", URI, "--json").document
     assert [disk["full"] for disk in document["disks"]] == [None, "there is none yet"]
 
@@ -53,6 +54,7 @@ def test_what_was_written_is_printed(command: Command, filled: Path, requests: l
         (["--to", URI], "No domain given"),
         (["web", "--to", URI, "--status"], "--to is not for --status"),
         (["--status", "--directory", "/standby"], "--directory is not for --status"),
+        (["--status", "--host", "hv1"], "--host is not for --status"),
         (["web", "--to", URI, "--directory", ""], "the path is empty"),
     ],
 )
