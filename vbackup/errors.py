@@ -265,13 +265,13 @@ class AmbiguousNameError(DomainNotFoundError):
 
     code = "NAME_AMBIGUOUS"
 
-    def __init__(self, domain: str, repository: str, uuids: list[str]) -> None:
+    def __init__(self, domain: str, repository: str, uuids: list[str], *, source_option: str = "") -> None:
         self.uuids = uuids
         super().__init__(
             domain,
             f"with a unique name in {repository}",
-            f"several domains have had this name, as 'vbackup list {domain_argument(domain)}' shows; give the UUID:"
-            f" {', '.join(uuids)}",
+            f"several domains have had this name, as 'vbackup list {domain_argument(domain)}{source_option}' shows;"
+            f" give the UUID: {', '.join(uuids)}",
         )
 
 

@@ -46,7 +46,7 @@ class Copies(Connected):
 
         place = _place(target)
         asked = replace(request, uuid=self.uuid_of(request.uuid, reporter=reporter))
-        with place.opened(create=not request.dry_run) as store:
+        with place.opened(create=True, is_dry_run=request.dry_run) as store:
             return copy.run(
                 asked,
                 repository=self.repository,
@@ -112,8 +112,9 @@ class OpenedCopies:
     def fetch(self, request: FetchRequest) -> Fetched:
         """Make a repository of the target, or go on with what an interrupted fetch has left.
 
-        ``request.uuids``: names or UUIDs. Raises DomainNotFoundError, AmbiguousNameError, ChainError (an object is
-        missing or damaged), StorageError, NoSpaceError, InterruptedBySignalError.
+        ``request.uuids``: names or UUIDs. A point that is damaged is no error, but in the answer. Raises
+        DomainNotFoundError, AmbiguousNameError, StorageError, NoSpaceError, IdentityNeededError,
+        InterruptedBySignalError.
         """
         from vbackup.operations import fetch
 

@@ -120,7 +120,10 @@ class Records(Connected):
         repository = self.repository
         owners = [uuid for uuid in repository.uuids() if backup_id in repository.taken_ids(uuid)]
         if not owners:
-            raise ChainError(f"No backup {backup_id!r} in {repository.path}; 'vbackup list DOMAIN' lists them.")
+            raise ChainError(
+                f"No backup {backup_id!r} in {repository.place}; 'vbackup list DOMAIN{repository.source_option}' lists"
+                " them."
+            )
         if len(owners) > 1:
             domains = ", ".join(f"{repository.name_of(uuid)} ({uuid})" for uuid in owners)
             raise UsageError(f"Several domains have a backup {backup_id}: {domains}; give the domain, too.")

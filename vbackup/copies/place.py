@@ -25,9 +25,12 @@ class TargetPlace:
     config: Path | None = None  #: a file with keys and endpoint of a bucket (default: the environment has them)
 
     @contextmanager
-    def opened(self, *, create: bool = False) -> Iterator[Store]:
-        """Yield its store; ``create``: a directory that does not exist is made. Raises StorageError."""
-        store = opening.opened(self.url, create=create, config=self.config)
+    def opened(self, *, create: bool = False, is_dry_run: bool = False) -> Iterator[Store]:
+        """Yield its store; ``create``: a directory that does not exist is made, or with ``is_dry_run`` counts as empty.
+
+        Raises StorageError, also if the one above it does not exist.
+        """
+        store = opening.opened(self.url, create=create, is_dry_run=is_dry_run, config=self.config)
         try:
             yield store
         finally:

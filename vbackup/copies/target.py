@@ -76,6 +76,11 @@ def opened(store: Store, keys: Keys = _NO_KEYS) -> Target:
     if not schema.startswith("vbackup.target/"):
         raise StorageError(f"{store.name} is not a target of copies: its {MARKER} is of {schema[:50]!r}.")
     version = fields.integer("version")
+    if version == VERSION and schema != SCHEMA:  # one of them is wrong, and objects could be named in another way
+        raise StorageError(
+            f"{store.name} has target format {version} by the version in its {MARKER}, but {schema[:50]!r} by its"
+            f" schema; this vbackup knows {SCHEMA!r}. Use the vbackup that made it."
+        )
     if version != VERSION:
         which, remedy = ("newer", "a newer vbackup") if version > VERSION else ("older", "the vbackup that made it")
         raise StorageError(

@@ -85,7 +85,10 @@ class View:
         if backup_id in there.unreadable:
             raise there.unreadable[backup_id]
         if backup_id not in there.points:
-            raise ChainError(f"No backup {backup_id!r} of this domain at {self.target.name}.")
+            raise ChainError(
+                f"No backup {backup_id!r} of this domain at {self.target.name};"
+                f" 'vbackup list DOMAIN{self.repository.source_option}' lists them."
+            )
         return there.points[backup_id]
 
     def _files(self, uuid: str, backup_id: str) -> list[Wanted]:
@@ -129,7 +132,7 @@ def opened(
         with storage_errors(f"write to {path}"):
             marker = {"schema": "vbackup.repository/1", "version": VERSION, "id": target.repository_id}
             _write(path / MARKER, json.dumps(marker))
-            repository = Repository(path, target.repository_id, has_images=False)
+            repository = Repository(path, target.repository_id, has_images=False, target=target.name)
             for uuid, each in there.items():
                 (path / uuid).mkdir(mode=0o700)
                 for backup_id, point in each.points.items():

@@ -224,9 +224,11 @@ class _Checking:
         config = copy.get("target-config")
         path = Path(entry.url.removeprefix("file://"))
         if entry.url.startswith(("/", "file://")) and not path.exists():
+            is_made = path.parent.is_dir()
+            then = "; the first copy makes it." if is_made else f", nor {path.parent}, in which a copy could make it."
             self._warn(
                 self._place("target", name, "url"),
-                f"Target {name!r}: there is no directory {path}; the first copy makes it. Is the disk mounted?",
+                f"Target {name!r}: there is no directory {path}{then} Is the disk mounted?",
             )
             return
         with TargetPlace(entry.url, keys, Path(str(config)) if config else None).opened() as store:

@@ -8,6 +8,7 @@ last point does, so ``vbackup copy --full-every`` decides how long they get.
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -122,7 +123,11 @@ def _decide(request: CopyPruneRequest, listed: Listing, known: Known, stop: Stop
     there = points.read(known, listed, stop=stop)
     history = History([point.backup for point in there.points.values()])
     held = _held(there, listed)
-    fates = _asked(request.remove, there, history, held) if request.remove else _by_rules(request.rules, there, held)
+    fates = (
+        _asked(request.remove, there, history, held, name=known.target.name)
+        if request.remove
+        else _by_rules(request.rules, there, held)
+    )
     kept = {one for one, reasons in fates.items() if reasons is not None}
     needed = retention.dependents(history, kept)
     lines = []
@@ -178,13 +183,16 @@ def _held(there: There, listed: Listing) -> dict[str, tuple[str, ...]]:
 
 
 def _asked(
-    asked: Sequence[str], there: There, history: History, held: Mapping[str, tuple[str, ...]]
+    asked: Sequence[str], there: There, history: History, held: Mapping[str, tuple[str, ...]], *, name: str
 ) -> dict[str, tuple[str, ...] | None]:
-    """Return the fates if just these go. Raises ChainError, NeededError."""
+    """Return the fates if just these go; ``name``: of the target. Raises ChainError, NeededError."""
     newest = history.backups[-1].id if history.backups else None
     for one in asked:
         if one not in there.ids:
-            raise ChainError(f"No backup {one!r} of this domain at the target.")
+            raise ChainError(
+                f"No backup {one!r} of this domain at {name}; 'vbackup list DOMAIN --from {shlex.quote(name)}' lists"
+                " them."
+            )
         reasons = [*held.get(one, ()), *(["it is the newest"] if one == newest else [])]
         if reasons:
             raise NeededError(one, reasons, "")

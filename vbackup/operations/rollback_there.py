@@ -24,7 +24,6 @@ from vbackup.hooks import half_restored
 from vbackup.operations import rollback
 from vbackup.operations.rollback import Rollback, RollbackRequest, RolledBack
 from vbackup.qemu.storage_daemon import StorageDaemon
-from vbackup.remote.link import Link
 from vbackup.report import Reporter
 from vbackup.repository.chosen import Chosen
 from vbackup.repository.repository import Repository
@@ -71,8 +70,9 @@ def prepared(
             reporter=reporter,
             stop=stop,
             reach=There(here, opened.monitor, link.connect(path)),
+            instead=_instead(handle, point),
         )
-        _refuse_full(ready, handle, link)
+        _refuse_full(ready, handle, point)
         yield ready
 
 
@@ -101,12 +101,19 @@ def run(ready: Rollback, handle: DomainHandle, *, command: str, stop: Stop) -> l
     return done
 
 
-def _refuse_full(ready: Rollback, handle: DomainHandle, link: Link) -> None:
+def _refuse_full(ready: Rollback, handle: DomainHandle, point: Chosen) -> None:
     for dev, reason in ready.reasons.items():
-        name, uri = domain_argument(handle.name), shlex.quote(handle.host.real_uri)
         raise DiskError(
             dev,
-            f"only changed blocks can be restored in place on {link.host}, and this disk needs a full restore, since"
-            f" {reason.rstrip('.')}. Run vbackup on that host, or restore beside it: 'vbackup -c {uri} restore {name}"
-            " --define --name=NEW --output=DIR'.",
+            f"only changed blocks can be restored in place on {handle.host.link().host}, and this disk needs a full"
+            f" restore, since {reason.rstrip('.')}. Run vbackup on that host, or {_instead(handle, point)}.",
         )
+
+
+def _instead(handle: DomainHandle, point: Chosen) -> str:
+    """Return how the domain gets new images of the point; undefining it leaves its files as they are."""
+    name, uri = domain_argument(handle.name), shlex.quote(handle.host.real_uri)
+    return (
+        f"restore to a new directory DIR there: run 'virsh -c {uri} undefine {name} --keep-nvram', and then 'vbackup"
+        f" restore {name} --backup {point.backup.id} --define -c {uri} --output DIR'"
+    )

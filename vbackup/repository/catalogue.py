@@ -86,7 +86,8 @@ class Catalogue:
 
     def _none(self, at: datetime | None) -> str:
         if at is None or not self.history.backups:
-            return "No backup of this domain; 'vbackup list' lists the domains of the repository that have some."
+            option = self.history.source_option
+            return f"No backup of this domain; 'vbackup list{option}' lists the domains that have some."
         oldest = self.history.backups[0]
         when = _as_given(oldest.time.astimezone(at.tzinfo))
         return f"No backup of this domain was made at {_as_given(at)} or before; the oldest, {oldest.id}, is of {when}."
@@ -97,11 +98,13 @@ def _as_given(time: datetime) -> str:
     return time.isoformat(" ", "seconds").replace("+00:00", "Z")
 
 
-def read(directory: Path, uuid: str, *, with_chains: bool = True, has_images: bool = True) -> Catalogue:
+def read(
+    directory: Path, uuid: str, *, with_chains: bool = True, has_images: bool = True, source_option: str = ""
+) -> Catalogue:
     """Read all manifests in a domain's directory; backups whose manifest cannot be read are in ``unreadable``.
 
     Without ``with_chains`` it is for people only: no backup may start from one of these (vbackup.repository.manifest).
-    Without ``has_images`` the images are elsewhere, and count as whole.
+    Without ``has_images`` the images are elsewhere, and count as whole. ``source_option``: see History.
 
     Raises StorageError if the directory cannot be read, or is a symbolic link.
     """
@@ -123,7 +126,12 @@ def read(directory: Path, uuid: str, *, with_chains: bool = True, has_images: bo
             continue
         unusable.update((backup_id, image.dev) for image in backup.disks if not is_whole(place, image))
     history = History(
-        backups, unusable, audited.distrusted(directory, backups), merging=merging, restored=restored.read(directory)
+        backups,
+        unusable,
+        audited.distrusted(directory, backups),
+        merging=merging,
+        restored=restored.read(directory),
+        source_option=source_option,
     )
     return Catalogue(
         uuid,

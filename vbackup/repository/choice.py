@@ -95,7 +95,7 @@ def _of_host(catalogue: Catalogue, host: str | None) -> Catalogue:
     if not backups:
         known = ", ".join(hosts.labels(catalogue.history.backups).values()) or "no backup names one"
         raise ChainError(f"No backup of this domain is of a host {host!r}; its hosts: {known}.")
-    return replace(catalogue, history=History(backups))
+    return replace(catalogue, history=History(backups, source_option=catalogue.history.source_option))
 
 
 def _refuse_ambiguous(backups: Sequence[Backup], *, is_mixed: bool) -> None:

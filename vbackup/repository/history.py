@@ -63,6 +63,7 @@ class History:
     (vbackup.repository.merge_journal): they are a part of the chains of others until that has ended, and nothing else.
     ``restored`` has the disks that were restored, the oldest first (vbackup.repository.restored). ``is_of_tracker``:
     they are checkpoints of pull sessions (vbackup.engine.session_history), which messages call by their name.
+    ``source_option``: what ``vbackup list`` needs to show them, if they are not in the repository (" --from TARGET").
     """
 
     def __init__(
@@ -74,8 +75,10 @@ class History:
         merging: Collection[str] = (),
         restored: Sequence[RestoredDisk] = (),
         is_of_tracker: bool = False,
+        source_option: str = "",
     ) -> None:
         self.is_of_tracker = is_of_tracker
+        self.source_option = source_option
         ordered = tuple(sorted(backups, key=lambda backup: backup.sequence))
         self.backups = tuple(backup for backup in ordered if backup.id not in merging)
         self.merging = tuple(backup for backup in ordered if backup.id in merging)
@@ -94,13 +97,22 @@ class History:
         try:
             return self._by_id[backup_id]
         except KeyError:
-            raise ChainError(f"No backup {backup_id!r} of this domain; 'vbackup list DOMAIN' lists them.") from None
+            raise ChainError(
+                f"No backup {backup_id!r} of this domain; 'vbackup list DOMAIN{self.source_option}' lists them."
+            ) from None
 
     def without(self, ids: Collection[str]) -> History:
         """Return the history as it is when these backups are gone."""
         merging = [backup.id for backup in self.merging]
         left = [backup for backup in self._by_id.values() if backup.id not in ids]
-        return History(left, self._unusable, self._distrusted, merging=merging, restored=self._restored)
+        return History(
+            left,
+            self._unusable,
+            self._distrusted,
+            merging=merging,
+            restored=self._restored,
+            source_option=self.source_option,
+        )
 
     def distrust(self, backup_id: str, dev: str) -> str | None:
         """Return why no backup of a disk may start from that one, although its images can be restored; else None."""
@@ -119,6 +131,7 @@ class History:
             self._distrusted,
             merging=[one.id for one in self.merging],
             restored=self._restored,
+            source_option=self.source_option,
         )
 
     def newest(self, dev: str) -> Backup | None:

@@ -71,13 +71,20 @@ class Repository:
         is_stage: bool = False,
         has_images: bool = True,
         former_ids: Iterable[str] = (),
+        target: str | None = None,
     ) -> None:
-        """``has_images``: False if images are elsewhere, and count as whole. ``former_ids``: before ``adopt``."""
+        """``has_images``: False if images are elsewhere, and count as whole. ``former_ids``: before ``adopt``.
+
+        ``target``: of copies, as users call it, if the directory only shows what that has.
+        """
         self.path = path
         self.id = repository_id
         self.ids = (repository_id, *former_ids)  #: the id, and those that it has had
         self.is_stage = is_stage
         self.has_images = has_images and not is_stage
+        self.place = os.fspath(path) if target is None else target  #: as users call it
+        #: What a command needs to read this in the place of the repository: empty, or an option with a space before it.
+        self.source_option = "" if target is None else f" --from {shlex.quote(target)}"
         self.naming = Naming(repository_id, names.place_of(os.fspath(path)))
 
     @classmethod
@@ -164,7 +171,7 @@ class Repository:
         bearers = self.find_all(domain)
         matches = [uuid for uuid in bearers if self.name_of(uuid) == domain] or bearers
         if len(matches) > 1:
-            raise AmbiguousNameError(domain, os.fspath(self.path), matches)
+            raise AmbiguousNameError(domain, self.place, matches, source_option=self.source_option)
         return matches[0]
 
     def find_all(self, domain: str) -> list[str]:
@@ -185,10 +192,11 @@ class Repository:
         bearers = [uuid for uuid, had in names_of.items() if domain in had]
         if not bearers:
             known = itertools.chain.from_iterable(names_of.values())
+            option = self.source_option or f" -r {shlex.quote(self.place)}"
             raise DomainNotFoundError(
                 domain,
-                f"in {self.path}{names.closest(domain, known)}",
-                f"'vbackup list -r {shlex.quote(str(self.path))}' lists them"
+                f"in {self.place}{names.closest(domain, known)}",
+                f"'vbackup list{option}' lists them"
                 if not self.is_stage
                 else "none of its backups was ever sent from this stage",
             )
@@ -200,7 +208,13 @@ class Repository:
 
     def catalogue(self, uuid: str, *, with_chains: bool = True) -> Catalogue:
         """Return the domain's backups (vbackup.repository.catalogue)."""
-        return catalogue.read(self.path / uuid, uuid, with_chains=with_chains, has_images=self.has_images)
+        return catalogue.read(
+            self.path / uuid,
+            uuid,
+            with_chains=with_chains,
+            has_images=self.has_images,
+            source_option=self.source_option,
+        )
 
     def refuse_inside(self, *paths: Path) -> None:
         """Raise StorageError if one of the paths, for something to write, is the repository or below it."""

@@ -39,7 +39,7 @@ _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
 class DirectoryStore:
-    """A directory that exists."""
+    """A directory. One that does not exist has no objects."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -19,16 +20,19 @@ _URL = re.compile(r"([a-z][a-z0-9+.-]*)://")
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,221}")
 
 
-def opened(target: str, *, create: bool = False, config: Path | None = None) -> Store:
+def opened(target: str, *, create: bool = False, is_dry_run: bool = False, config: Path | None = None) -> Store:
     """Return the store of a target: a path, or a URL.
 
-    ``create``: a directory that does not exist is made, with mode 0700. ``config``: a file with keys and an endpoint
-    (vbackup-copy(7)). Raises StorageError, StoreUnreachableError, UsageError (no such URL) and MissingPackageError.
+    ``create``: a directory that does not exist is made, with mode 0700, in one that does: what is missing above it can
+    be a disk that is not mounted, and everything would go to the one below. ``is_dry_run``: it is not made, and counts
+    as empty. ``config``: a file with keys and an endpoint (vbackup-copy(7)).
+
+    Raises StorageError, StoreUnreachableError, UsageError (no such URL) and MissingPackageError.
     """
     url = _URL.match(target)
     scheme = url[1] if url is not None else "file"
     if scheme == "ssh":
-        return SshStore(target, create=create)
+        return SshStore(target, create=create, is_dry_run=is_dry_run)
     if scheme in CLOUDS:
         return _in_cloud(target, settings.read(config))
     if scheme != "file":
@@ -38,9 +42,15 @@ def opened(target: str, *, create: bool = False, config: Path | None = None) -> 
         )
     path = Path(target[len("file://") :] if url is not None else target)
     with storage_errors(f"{'create' if create else 'read'} {path}"):
-        if create:
-            path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not path.is_dir():
+        if create and not path.is_dir():
+            if not path.parent.is_dir():
+                raise StorageError(
+                    f"There is no directory {path.parent} in which {path.name} could be made; is the disk mounted? If"
+                    f" it should be there, run 'mkdir -p {shlex.quote(str(path.parent))}'."
+                )
+            if not is_dry_run:
+                path.mkdir(mode=0o700, exist_ok=True)
+        if not path.is_dir() and not (create and is_dry_run):
             raise StorageError(f"There is no directory {path}; is the disk mounted?")
         return DirectoryStore(path.resolve())
 

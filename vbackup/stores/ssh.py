@@ -93,8 +93,18 @@ def place(url: str) -> Place:
 class SshStore:
     """A directory on another host, which exists."""
 
-    def __init__(self, url: str, *, create: bool = False, command: Callable[[Place], list[str]] = Place.argv) -> None:
-        """Connect. ``create``: make the directory if it does not exist. ``command``: what connects to the server.
+    def __init__(
+        self,
+        url: str,
+        *,
+        create: bool = False,
+        is_dry_run: bool = False,
+        command: Callable[[Place], list[str]] = Place.argv,
+    ) -> None:
+        """Connect. ``command``: what connects to the server.
+
+        ``create``: make the directory if it does not exist, but not those above it. ``is_dry_run``: do not make it; it
+        counts as empty.
 
         Raises StoreUnreachableError with ssh's words, StorageError if there is no such directory, UsageError.
         """
@@ -102,13 +112,19 @@ class SshStore:
         self._name = url.rstrip("/")
         self._sftp = Sftp(command(self._place), self._place.host)
         self._is_tidy = False
+        self._is_there = True
         try:
             with self._errors("open the directory"):
                 path = self._place.path
                 self._root = path if path.startswith("/") else f"{self._sftp.real_path('.')}/{path}"
-                if create:
-                    self._make_directory(self._root)
                 found = self._sftp.status(self._root)
+                if found is None and create:
+                    self._refuse_no_parent()
+                    if is_dry_run:
+                        self._is_there = False
+                        return
+                    self._make_directory(self._root)
+                    found = self._sftp.status(self._root)
             if found is None or not _is(found, stat.S_IFDIR):
                 raise StorageError(f"There is no directory {self._place.path} on {self._place.host}: make it first.")
         except BaseException:
@@ -157,6 +173,8 @@ class SshStore:
     def list(self, prefix: str) -> Iterator[StoredObject]:
         """As Store."""
         refuse_prefix(prefix)
+        if not self._is_there:
+            return
         with self._errors("list what is there"):
             found = list(self._walk(f"{self._root}/{prefix}".rstrip("/"), prefix))
         yield from sorted(found, key=lambda each: each.key)
@@ -209,6 +227,15 @@ class SshStore:
             self._sftp.rename(temporary, path)  # also on a filesystem without hard links
         self._sftp.fsync(parent)
         return True
+
+    def _refuse_no_parent(self) -> None:
+        parent = posixpath.dirname(self._root.rstrip("/"))
+        if self._sftp.status(parent) is None:
+            raise StorageError(
+                f"There is no directory {parent} on {self._place.host} in which"
+                f" {posixpath.basename(self._root.rstrip('/'))} could be made; is the disk mounted? If it should be"
+                " there, make it first."
+            )
 
     def _make_directory(self, path: str) -> None:
         """Make a directory and those above it, and put their names on the disk."""

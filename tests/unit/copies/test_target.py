@@ -57,6 +57,7 @@ def test_nothing_is_made_where_one_only_looks() -> None:
         ({"version": 2}, "newer target format 2"),
         ({"version": 0}, "older target format 0"),
         ({"schema": "vbackup.repository/1"}, "is a repository and not a target"),
+        ({"schema": "vbackup.target/2"}, "'vbackup.target/2' by its schema"),
         ({"schema": "other/1"}, "is not a target"),
         ({"id": "../../etc"}, "never assigns"),
         ({"repository": 5}, "should be a string"),

@@ -22,8 +22,21 @@ def test_path_is_a_directory(tmp_path: Path, prefix: str) -> None:
 def test_directory_is_made_only_if_asked(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="mounted"):
         opened(str(tmp_path / "a"))
-    opened(str(tmp_path / "a" / "b"), create=True)
-    assert (tmp_path / "a" / "b").stat().st_mode & 0o777 == 0o700
+    opened(str(tmp_path / "a"), create=True)
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("is_dry_run", [False, True])
+def test_directory_is_made_in_one_that_exists(tmp_path: Path, is_dry_run: bool) -> None:
+    with pytest.raises(StorageError, match=r"/a in which b could be made; is the disk mounted\?"):
+        opened(str(tmp_path / "a" / "b"), create=True, is_dry_run=is_dry_run)
+    assert not (tmp_path / "a").exists()
+
+
+def test_dry_run_sees_the_directory_that_would_be_made_as_empty(tmp_path: Path) -> None:
+    store = opened(str(tmp_path / "a"), create=True, is_dry_run=True)
+    assert (store.size("vbackup.json"), list(store.list(""))) == (None, [])
+    assert not (tmp_path / "a").exists()
 
 
 def test_unknown_url_is_refused() -> None:

@@ -16,7 +16,10 @@ from vbackup.errors import Status, UsageError, VbackupError, error_document
 
 
 def run(options: argparse.Namespace, context: Context) -> int:
-    """Copy the domains, one after the other; the exit status is 3 if it failed for some of several only."""
+    """Copy the domains, one after the other; the exit status is 3 if it failed for some of several.
+
+    If all of several have failed for the same reason, as for one of the target's, it is that of the error.
+    """
     started = time.monotonic()
     words = domain_words_of(options)
     if options.rewrap:
@@ -48,6 +51,10 @@ def run(options: argparse.Namespace, context: Context) -> int:
             print(output.plain(f"No domains in {repository.path} yet."))
     if failed:
         print(f"vbackup: {len(failed)} of {len(uuids)} domains failed.", file=sys.stderr)
+        reasons = {(err.status, str(err)) for err in failed.values()}
+        if not done and len(reasons) == 1:
+            [(status, _)] = reasons
+            return status
         return Status.SOME_FAILED
     return Status.CHAIN if any(one.skipped for one in done) else Status.DONE
 

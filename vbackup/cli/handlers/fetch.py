@@ -12,7 +12,10 @@ from vbackup.errors import Status
 
 
 def run(options: argparse.Namespace, context: Context) -> int:
-    """Fetch, and print how many backups the repository has now; the status is 6 if some could not be read."""
+    """Fetch, and print how many backups were fetched; the status is 6 if some could not be read.
+
+    Warnings have said which, and why.
+    """
     request = FetchRequest(
         context.repository_path(),
         tuple(domain_words_of(options)),
@@ -47,11 +50,13 @@ def run(options: argparse.Namespace, context: Context) -> int:
     elif not context.is_quiet:
         count = sum(len(ids) for ids in done.points.values())
         had = sum(len(ids) for ids in done.there.values())
+        lost = sum(map(len, done.unreadable.values()))
         there = f" {had} were there." if had else ""
+        not_fetched = f" {lost} could not be fetched, as the warnings say." if lost else ""
         print(
             output.plain(
                 f"Fetched {count} backups of {len(done.points)} domains, {output.size(done.fetched_bytes)}, into the"
-                f" repository {done.path}.{there}"
+                f" repository {done.path}.{there}{not_fetched}"
             )
         )
     return Status.CHAIN if any(done.unreadable.values()) else Status.DONE

@@ -6,6 +6,7 @@ These are also the tests of cli.copies, cli.copies_verify and cli.copies_prune, 
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.trees import State, Tree, raw_digest
+from tests.unit.builders import backup, commit
 from vbackup.model import Backup
 from vbackup.repository.repository import Repository
 
@@ -136,6 +138,107 @@ def test_fetch_of_what_cannot_be_read_is_status_6(command: Command, tree: Tree, 
     [domain] = command(*words, "--json", status=6).document["domains"]
     assert domain["fetched"] == tree.ids()[:2]
     assert [one["id"] for one in domain["unreadable"]] == tree.ids()[2:]
+
+
+@pytest.mark.parametrize("fault", ["altered", "missing"])
+def test_fetch_goes_on_past_an_object_that_is_damaged(command: Command, tree: Tree, tmp_path: Path, fault: str) -> None:
+    """A full follows, on which nothing before it has an effect."""
+    target, new = tmp_path / "target", tmp_path / "new"
+    state = tree.states[tree.ids()[2]]["vda"]
+    full = tree.backup({"vda": state.changed({3: (9, 9)})})
+    tree.backup({"vda": state.changed({3: (8, 8)})}, {"vda": full})
+    first, second, third, *good = tree.ids()
+    command("copy", "web", "-r", tree.repository.path, "--to", target, "-q")
+    image = target / tree.uuid / second / "vda.qcow2"
+    data = bytearray(image.read_bytes())
+    data[-1] ^= 1
+    image.write_bytes(data)
+    if fault == "missing":
+        image.unlink()
+    words = ("fetch", "--from", target, "--cache", tmp_path / "cache", "-r", new)
+    done = command(*words, "--json", status=6)
+    [domain] = done.document["domains"]
+    assert domain["fetched"] == [first, *good]
+    assert [one["id"] for one in domain["unreadable"]] == [second, third]
+    why, because = (one["reason"] for one in domain["unreadable"])
+    assert f"{second}/vda.qcow2" in why
+    assert fault in why
+    assert because == f"Disk vda: it depends on backup {second}, which was not fetched."
+    for one in (second, third):
+        assert done.stderr.count(f"Backup {one} of web was not fetched: ") == 1
+    assert command("check", "-r", new, "--json").document["findings"] == []
+    command("restore", "web", "-r", new, "--output", tmp_path / "out", "-q")
+    assert raw_digest(tmp_path / "out" / "vda.qcow2") == tree.states[good[-1]]["vda"].digest
+    again = command(*words, status=6)
+    assert "Fetched 0 backups" in again.stdout
+    assert "3 were there. 2 could not be fetched, as the warnings say." in again.stdout
+    shutil.copy(tree.image(second), image)
+    assert command(*words, "--json").document["domains"][0]["fetched"] == [second, third]
+    assert [one.id for one in Repository.open(new).catalogue(tree.uuid).history.backups] == tree.ids()
+
+
+def test_fetch_into_the_repository_that_was_copied_is_refused(command: Command, tree: Tree, tmp_path: Path) -> None:
+    repo, target = tree.repository.path, tmp_path / "target"
+    command("copy", "web", "-r", repo, "--to", target, "-q")
+    words = ("fetch", "--from", target, "--cache", tmp_path / "cache", "-r", repo)
+    assert "give a new or empty directory" in command(*words, status=7).stderr
+
+
+def test_hints_name_the_target(command: Command, tree: Tree, tmp_path: Path) -> None:
+    target, cache = tmp_path / "target", tmp_path / "cache"
+    command("copy", "web", "-r", tree.repository.path, "--to", target, "-q")
+    at, none = ("--from", target, "--cache", cache), "20200101T000000Z-full"
+    pruned = ("--at", target, "--cache", cache)
+    for words in (
+        ("list", "nosuch", *at),
+        ("show", "nosuch", *at),
+        ("verify", "nosuch", *at),
+        ("restore", "nosuch", *at, "--output", tmp_path / "out"),
+        ("fetch", "nosuch", *at, "-r", tmp_path / "new"),
+        ("prune", "nosuch", *pruned, "--keep-last", "1"),
+    ):
+        said = command(*words, status=4).stderr
+        assert f"No domain 'nosuch' in {target}; 'vbackup list --from {target}' lists them." in said
+    for words in (
+        ("show", "web", none, *at),
+        ("verify", "web", "--backup", none, *at),
+        ("restore", "web", none, *at, "--output", tmp_path / "out"),
+        ("prune", "web", *pruned, "--remove", none),
+    ):
+        said = command(*words, status=6).stderr
+        assert f"'vbackup list DOMAIN --from {target}' lists them." in said
+        assert str(cache) not in said
+
+
+def test_target_of_another_repository_has_its_status_whatever_the_number_of_domains(
+    command: Command, tree: Tree, tmp_path: Path
+) -> None:
+    target, other = tmp_path / "target", chain(tmp_path / "other", 1)
+    command("copy", "web", "-r", tree.repository.path, "--to", target, "-q")
+    second = "11111111-2222-4333-8444-555555555555"
+    commit(other.repository, backup(1, domain_uuid=second, domain_name="db"))
+    words = ("copy", "--all", "-r", other.repository.path, "--to")
+    said = command(*words, target, status=7).stderr
+    assert "has the copies of another repository" in said
+    assert "2 of 2 domains failed." in said
+    (other.repository.path / second).rename(tmp_path / "away")
+    (other.repository.path / second).symlink_to(tmp_path / "away")
+    assert "1 of 2 domains failed." in command(*words, tmp_path / "mine", status=3).stderr
+
+
+def test_no_more_than_the_last_directory_is_made(command: Command, tree: Tree, tmp_path: Path) -> None:
+    """A disk that is not mounted would be missed by nobody, and the copies fill another."""
+    words = ("copy", "web", "-r", tree.repository.path, "--to")
+    for more in (("--dry-run",), ()):
+        assert (
+            f"no directory {tmp_path}/disk in which"
+            in command(*words, tmp_path / "disk" / "copies", *more, status=7).stderr
+        )
+    assert not (tmp_path / "disk").exists()
+    (tmp_path / "disk").mkdir()
+    assert "Would copy 3 of 3" in command(*words, tmp_path / "disk" / "copies", "--dry-run").stdout
+    assert list((tmp_path / "disk").iterdir()) == []
+    assert "Copied 3 of 3" in command(*words, tmp_path / "disk" / "copies").stdout
 
 
 def test_broken_backups_are_status_6_and_the_others_are_copied(command: Command, tree: Tree, tmp_path: Path) -> None:
