@@ -131,12 +131,19 @@ def _administrate(root: Root) -> set[str]:
     events = root.path / "var/lib/vbackup/events"
     events.mkdir()
     (events / "domain.log").write_text("{}\n")
+    download = root.path / "var/lib/vbackup/cockpit/20261130T020000Z-01234567/result"
+    download.parent.mkdir(parents=True)
+    download.write_text("a file of a guest\n")
     (root.path / "var/lib/vbackup/sessions").mkdir()
     scripts = root.path / "etc/vbackup/scripts.d"
     scripts.mkdir(parents=True, exist_ok=True)
-    paths = (cache / "manifest.json", events / "domain.log", root.path / "var/lib/vbackup/sessions", scripts)
+    paths = (cache / "manifest.json", events / "domain.log", download, root.path / "var/lib/vbackup/sessions", scripts)
     inside = {path.relative_to(root.path) for path in paths}
-    made = inside | {path.parent for path in inside} | {Path("etc/vbackup"), Path("var/cache/vbackup")}
+    made = (
+        inside
+        | {path.parent for path in inside}
+        | {Path("etc/vbackup"), Path("var/cache/vbackup"), Path("var/lib/vbackup/cockpit")}
+    )
     return {os.fspath(path) for path in made}
 
 

@@ -14,6 +14,7 @@ export function healthLabel(domain) {
     if (!domain.last && domain.backups) return label("Broken", "danger");
     if (!domain.last) return label("Never backed up", domain.health === "unknown" ? "unknown" : "danger");
     if (domain.damaged?.length) return label("Damaged", "danger");
+    if (domain.is_gone) return label("Gone", domain.health === "ok" ? "unknown" : KIND[domain.health]);
     if (domain.is_overdue) return label("Overdue", KIND[domain.health] === "ok" ? "warning" : KIND[domain.health]);
     if (domain.fault) return label("Last run failed", "danger");
     return label(WORDS[domain.health], KIND[domain.health]);
@@ -25,21 +26,24 @@ export function overview(page) {
     const cards = workCards(page);
 
     function summary() {
-        const good = state.domains.filter(one => one.health === "ok").length;
+        const there = state.domains.filter(one => !one.is_gone);
+        const good = there.filter(one => one.health === "ok").length;
         const bad = state.domains.filter(one => ["warning", "critical"].includes(one.health));
-        const all = plural(state.domains.length, "virtual machine");
+        const all = plural(there.length, "virtual machine");
+        if (!there.length && ["ok", "unknown"].includes(state.health))
+            return alert("warning", "libvirt has none of the virtual machines any more");
         if (!bad.length && state.health !== "critical" && state.health !== "warning") {
-            const open = state.domains.length - good;
+            const open = there.length - good;
             return good
                 ? alert(
                       "ok",
                       open
                           ? `${good} of ${all} backed up as promised; for the others no job promises anything`
-                          : `${state.domains.length === 1 ? "The only virtual machine is" : `All ${all} are`} backed up`,
+                          : `${there.length === 1 ? "The only virtual machine is" : `All ${all} are`} backed up`,
                   )
                 : alert(
                       "info",
-                      `No job promises backups of ${state.domains.length === 1 ? "this virtual machine" : `these ${all}`}`,
+                      `No job promises backups of ${there.length === 1 ? "this virtual machine" : `these ${all}`}`,
                   );
         }
         const reasons = [
@@ -51,7 +55,7 @@ export function overview(page) {
         return alert(
             state.health === "critical" ? "danger" : "warning",
             bad.length
-                ? `${bad.length} of ${all} ${bad.length === 1 ? "needs" : "need"} attention`
+                ? `${bad.length} of ${plural(state.domains.length, "virtual machine")} ${bad.length === 1 ? "needs" : "need"} attention`
                 : "Something needs attention",
             h(
                 "ul",

@@ -36,10 +36,15 @@ async function originalIsOff({ domain, libvirt }) {
 async function nameIsFree({ isDefined, newName, libvirt }) {
     if (!isDefined) return [];
     try {
-        await virsh(...libvirt, "domuuid", "--", newName);
-        return [["warning", `There is a virtual machine ${newName} already.`]];
+        // Not "domuuid", whose failure does not tell a name that is free from a libvirt that cannot be reached.
+        const names = await virsh(...libvirt, "list", "--all", "--name");
+        return [
+            names.includes(newName)
+                ? ["warning", `There is a virtual machine ${newName} already.`]
+                : ["ok", `No virtual machine is called ${newName}.`],
+        ];
     } catch (error) {
-        return error.code === "INSTALLATION" ? [] : [["ok", `No virtual machine is called ${newName}.`]];
+        return error.code === "INSTALLATION" ? [] : [["warning", error.message]];
     }
 }
 

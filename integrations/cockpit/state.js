@@ -79,7 +79,9 @@ export class State {
         const order = domain => [-HEALTH.indexOf(domain.health), domain.name];
         found.domains.sort((one, other) => order(one)[0] - order(other)[0] || one.name.localeCompare(other.name));
         Object.assign(this, found);
-        const worst = [...this.domains, ...this.repositories, ...this.jobs].map(one =>
+        // What could not be found out, as a host that is silent, must not look well.
+        const doubts = this.error || this.warnings.length ? [{ health: "warning" }] : [];
+        const worst = [...this.domains, ...this.repositories, ...this.jobs, ...doubts].map(one =>
             ["ok", "unknown", "warning", "critical"].indexOf(one.health),
         );
         this.health = ["ok", "unknown", "warning", "critical"][Math.max(0, ...worst)];

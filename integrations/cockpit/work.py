@@ -56,7 +56,7 @@ def main(arguments: list[str]) -> int:
         if word == "start" and not names:
             answer: Any = start(json.load(sys.stdin))
         elif word == "list" and not names:
-            answer = {"directory": os.fspath(state()), "works": [_look(path) for path in _records()]}
+            answer = {"directory": os.fspath(state()), "works": [known for _, known in _known()]}
         elif word in commands and len(names) == 1:
             answer = commands[word](_record(names[0]))
         elif word == "run" and len(names) == 1:
@@ -138,6 +138,18 @@ def _begin(directory: Path, *, title: str) -> None:
 def run(directory: Path) -> int:
     """Do the work of a record, and write how it ended. Returns the exit status of vbackup."""
     asked = json.loads((directory / "work.json").read_text())
+    children: list[subprocess.Popen[bytes]] = []
+    early: list[int] = []
+
+    def pass_on(number: int, _frame: Any) -> None:
+        if children:
+            children[0].send_signal(number)
+        else:
+            early.append(number)
+
+    # Before the lock tells whom to signal: else the signal would end this process, and leave vbackup alone.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, pass_on)
     with (
         _locked(directory),
         (directory / "progress").open("ab") as progress,
@@ -152,8 +164,9 @@ def run(directory: Path) -> int:
         except OSError as err:
             _write(directory / "end.json", {"status": 127, "ended": time.time(), "reason": f"vbackup: {err.strerror}"})
             return 127
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, lambda signum, _frame: child.send_signal(signum))
+        children.append(child)
+        for number in early:
+            child.send_signal(number)
         status = child.wait()
         _write(directory / "end.json", {"status": status if status >= 0 else 128 - status, "ended": time.time()})
     return max(status, 0)
@@ -241,8 +254,7 @@ def remove(directory: Path) -> dict[str, Any]:
 
 def _tidy() -> None:
     """Remove old records, and what nobody has fetched."""
-    for number, directory in enumerate(_records()):
-        known = _look(directory)
+    for number, (directory, known) in enumerate(_known()):
         if known["state"] == "running":
             continue
         is_old_download = known.get("kind") == "download" and time.time() - known["started"] > DOWNLOAD_S
@@ -254,6 +266,15 @@ def _records() -> list[Path]:
     """The records, the newest first."""
     found = [path for path in state().iterdir() if _ID.fullmatch(path.name) and (path / "work.json").exists()]
     return sorted(found, reverse=True)
+
+
+def _known() -> list[tuple[Path, dict[str, Any]]]:
+    """What is known of all works, the newest first. A record that is damaged, or goes meanwhile, hides no other."""
+    found = []
+    for directory in _records():
+        with contextlib.suppress(OSError, ValueError):
+            found.append((directory, _look(directory)))
+    return found
 
 
 def _record(name: str) -> Path:

@@ -166,6 +166,36 @@ def test_old_records_and_files_that_nobody_fetched_go(page: Page) -> None:
     page.wait(new)
 
 
+def test_a_damaged_record_hides_no_other_and_holds_nothing_up(page: Page) -> None:
+    damaged, good = page.start(), page.start()
+    for known in (damaged, good):
+        page.wait(known)
+    (Path(damaged["path"]) / "work.json").write_text("{")
+    assert [one["id"] for one in page("list")["works"]] == [good["id"]]
+    assert page.wait(page.start())["status"] == 0
+
+
+def test_a_signal_before_vbackup_has_begun_reaches_it(page: Page, tmp_path: Path) -> None:
+    """Between the lock, which names the process, and vbackup: it must neither be lost nor leave vbackup alone."""
+    directory = tmp_path / "record"
+    directory.mkdir()
+    (directory / "progress").touch()
+    (directory / "work.json").write_text(json.dumps({"argv": [json.dumps({"file": str(tmp_path / "never")})]}))
+    early = (
+        "import os, signal, subprocess\n"
+        "begin = subprocess.Popen\n"
+        "def signalled(*words, **named):\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    return begin(*words, **named)\n"
+        "subprocess.Popen = signalled\n"
+    )
+    argv = [sys.executable, "-I", "-c", early + SOURCE.read_text().replace("from __future__ import annotations", "")]
+    done = subprocess.run([*argv, "run", str(directory)], env=page.environment, check=False, timeout=30)
+    status = json.loads((directory / "end.json").read_text())["status"]
+    assert status == 128 + signal.SIGTERM
+    assert done.returncode in (0, status)
+
+
 @pytest.mark.parametrize(
     ("words", "given", "said"),
     [

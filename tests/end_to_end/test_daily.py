@@ -147,7 +147,7 @@ class Host:
         assert ": works again: " in subject
         assert text.startswith("Nothing to do: nightly works again. It had failed since ")
         assert (good.metrics["vbackup_health"], good.metrics["vbackup_job_last_run_status{nightly}"]) == (0, 0)
-        assert good.text.startswith("OK: All 2 domains are backed up. ")
+        assert good.text.startswith("OK: Everything is backed up: 2 domains, the oldest ")
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +180,7 @@ def test_repository_that_is_not_mounted(host: Host) -> None:
         night = host.night(7)
         night.assert_told("FAILED: nothing was backed up", sentence)
         assert (night.run["outcome"], night.failed()) == ("failed", {"backup": 7})
-        assert night.text.startswith("CRITICAL: Not known: 1 repository cannot be read. ")
+        assert night.text.startswith("CRITICAL: NOT KNOWN whether everything is backed up: main cannot be read. ")
         assert night.metrics["vbackup_repository_up{main}"] == 0
         assert night.metrics["vbackup_job_last_run_status{nightly}"] == 7
         again = host.night(7)

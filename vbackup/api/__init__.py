@@ -51,6 +51,7 @@ if TYPE_CHECKING:
         report_text,
         serve_metrics,
         status,
+        status_sentence,
         write_metrics,
         write_report,
     )
@@ -531,6 +532,7 @@ __all__ = [
     "show_schedule",
     "split_session_address",
     "status",
+    "status_sentence",
     "tell_not_run",
     "tell_overdue",
     "this_host",
@@ -665,8 +667,8 @@ _PLACES = {
     "vbackup.repository.stream_record": "MAX_JOB_BYTES:MAX_STREAM_JOB_BYTES TIME:STREAM_TIME is_job:is_stream_job",
     # is everything backed up?
     "vbackup.api.monitoring": (
-        "metrics_text nagios_line nagios_unknown report_html report_text serve_metrics status write_metrics"
-        " write_report"
+        "metrics_text nagios_line nagios_unknown report_html report_text serve_metrics status status_sentence"
+        " write_metrics write_report"
     ),
     "vbackup.operations.status": "StatusRequest",
     "vbackup.operations.metrics": "MetricsServer",

@@ -42,6 +42,13 @@ def status(
     return operation.gather(asked, config, state=default_directory())
 
 
+def status_sentence(overview: Overview) -> str:
+    """Return the first line of ``vbackup status``: whether everything is backed up."""
+    from vbackup.overview import answer
+
+    return answer.sentence(overview)
+
+
 def nagios_line(overview: Overview) -> str:
     """Return the state as a plugin of Nagios prints it; its exit status is ``overview.health``."""
     from vbackup.overview import nagios

@@ -22,11 +22,12 @@ def html(overview: Overview, *, zone: tzinfo | None = None) -> str:
 
     ``zone``: of the times that are shown; None: the system's.
     """
-    known: dict[str, DomainPoints] = {}
+    known: dict[tuple[str, str], DomainPoints] = {}
     for one in overview.repositories:
         if one.fault is None:
             with suppress(StorageError):  # it was there a moment ago; the next report says so
-                known.update(points_in(Repository.open(Path(one.path))))
+                found = points_in(Repository.open(Path(one.path)))
+                known.update({(one.name, uuid): points for uuid, points in found.items()})
     return page.render(overview, known, zone)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
+from vbackup.overview.reasons import span
 from vbackup.overview.state import DomainState, Health, Overview
 
 #: How an answer begins; a symbol beside it says it to those who do not see colours.
@@ -9,33 +12,35 @@ WORDS = {Health.OK: "OK", Health.WARNING: "Warning", Health.CRITICAL: "Critical"
 
 
 def sentence(overview: Overview) -> str:
-    """Return how many domains are backed up as promised, and what is wrong in the fewest words."""
-    domains = overview.domains
-    unreadable = sum(one.fault is not None for one in overview.repositories)
-    if not domains:
-        if unreadable:
-            return f"Not known: {_counted(unreadable, 'repository', 'repositories')} cannot be read."
-        return "No domain has been backed up yet." if not overview.jobs else "No job has backed up a domain yet."
-    good = [one for one in domains if is_good(one)]
-    all_good = f"All {len(domains)} domains are"
-    some = f"{len(good)} of {_counted(len(domains), 'domain', 'domains')} {'is' if len(good) == 1 else 'are'}"
-    parts = [f"{all_good if len(good) == len(domains) > 1 else some} backed up"]
-    never = sum(one.last is None for one in domains)
-    overdue = sum(one.is_overdue and one.last is not None for one in domains)
-    damaged = sum(bool(one.damaged) for one in domains)
-    missed = sum(one.is_missed for one in overview.jobs)
-    parts += [f"{never} never backed up"] if never else []
-    parts += [f"{overdue} overdue"] if overdue else []
-    parts += [f"{damaged} with damage"] if damaged else []
-    parts += [f"{_counted(unreadable, 'repository', 'repositories')} cannot be read"] if unreadable else []
-    parts += [f"{_counted(missed, 'job', 'jobs')} missed a run"] if missed else []
-    return "; ".join(parts) + "."
+    """Return whether everything is backed up, and if not, what is wrong in the fewest words."""
+    if not overview.jobs and not overview.domains and overview.health is Health.UNKNOWN:
+        return "Nothing is to be backed up: there is no job and no domain."
+    names = [one.name for one in overview.repositories if one.fault is not None]
+    unreadable = f"{' and '.join(names)} cannot be read"
+    expected = [one for one in overview.domains if not one.is_gone]
+    wrong = list(_counts(expected))
+    if wrong:
+        more = f"; {unreadable}" if names else ""
+        return f"NOT everything is backed up: of {_domains(len(expected))} {', '.join(wrong)}{more}."
+    if names:
+        return f"NOT KNOWN whether everything is backed up: {unreadable}."
+    if not expected:
+        return "No domain is known that is to be backed up."
+    ages = [one.age_s for one in expected if one.age_s is not None]
+    oldest = f", the oldest {span(max(ages))} ago" if ages else ""
+    if overview.health is Health.OK:
+        return f"Everything is backed up: {_domains(len(expected))}{oldest}."
+    return f"All domains ({len(expected)}) are backed up{oldest}, but something needs attention."
 
 
-def is_good(domain: DomainState) -> bool:
-    """Return True if the newest backup of the domain is as young as promised, and no damage is known."""
-    return domain.last is not None and not domain.is_overdue and not domain.damaged
+def _counts(domains: Sequence[DomainState]) -> Iterator[str]:
+    never = [one for one in domains if one.last is None]
+    overdue = [one for one in domains if one.last is not None and one.is_overdue]
+    rest = [one for one in domains if one.health is Health.CRITICAL and one not in never and one not in overdue]
+    for found, what in ((never, "never backed up"), (overdue, "overdue"), (rest, "damaged or broken")):
+        if found:
+            yield f"{len(found)} {what}"
 
 
-def _counted(count: int, one: str, several: str) -> str:
-    return f"{count} {one if count == 1 else several}"
+def _domains(count: int) -> str:
+    return f"{count} domain" if count == 1 else f"{count} domains"

@@ -18,18 +18,22 @@ _DAY_S = 86400
 
 
 def overview(facts: Facts) -> Overview:
-    """Return the answer; the domains that are not OK come first. Unknown is what has no job and no domain."""
+    """Return the answer; the domains that are not OK come first.
+
+    Where nothing is wrong, but no domain is known that is to be backed up, it is unknown: a libvirt that answers with
+    no domain, as that of another user does, must not make all well. What could not be found out is a warning.
+    """
     found_jobs = tuple(jobs.judged(one, facts) for one in facts.jobs if one.job.name)
     repositories = tuple(map(_repository, facts.repositories))
     found = tuple(sorted(domains.judged(facts), key=lambda one: (-one.health, one.name, one.repository)))
     clock = jobs.doubt(facts)
-    healths = [one.health for one in found_jobs] + [one.health for one in found] + [one.health for one in repositories]
-    if clock is not None:
-        healths.append(Health.WARNING)
-    worst = max(healths, default=Health.OK)
-    if worst is Health.OK and not found_jobs and not found:
-        worst = Health.UNKNOWN
     warnings = (*([clock] if clock is not None else []), *facts.warnings)
+    healths = [one.health for one in found_jobs] + [one.health for one in found] + [one.health for one in repositories]
+    worst = max(healths, default=Health.OK)
+    if worst is Health.OK and all(one.is_gone for one in found):
+        worst = Health.UNKNOWN
+    elif warnings:
+        worst = max(worst, Health.WARNING)
     return Overview(facts.time, facts.host, worst, found_jobs, found, repositories, warnings)
 
 

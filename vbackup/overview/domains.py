@@ -71,6 +71,11 @@ class _Case:
         return self.promise.of.job.name if self.promise is not None else ""
 
     @property
+    def jobs(self) -> list[Job]:
+        """Those that ask a host that has it, whatever repository they back up to."""
+        return [one.job for one in self.facts.jobs if any(live.uuid == self.seen.uuid for live in one.live)]
+
+    @property
     def is_gone(self) -> bool:
         """True if no host has it, and all have answered that could have it."""
         if self.promise is not None:
@@ -170,7 +175,8 @@ def _odd(case: _Case) -> Iterator[tuple[Health, str]]:
         yield Health.WARNING, sentence
     if case.is_gone and case.promise is not None and case.promise.is_named:
         yield Health.WARNING, f"libvirt does not have it any more, but job {case.job} names it."
-    if case.is_live and case.promise is None and case.facts.is_configured:
+    domain = LiveDomain(case.name, case.seen.uuid)
+    if case.is_live and case.promise is None and case.facts.is_configured and not _is_meant(domain, case.jobs):
         yield Health.WARNING, "No job backs it up any more."
     now = case.facts.time
     ahead = [one.id for one in case.seen.latest if one.time > now + SLACK]
@@ -192,10 +198,11 @@ def _result(job: JobFacts, name: str, uuid: str | None) -> DomainResult | None:
 
 
 def _copies(case: _Case) -> Iterator[CopyState]:
-    """Yield what is at each target that is known, of those that the job copies to, or that have something of it."""
+    """Yield what is at each target that the job copies to, and at each that is known and has something of it."""
     wanted = case.promise.of.job.copy_to if case.promise is not None else ()
     for target in dict.fromkeys([*wanted, *sorted(case.copies)]):
-        if target in case.repository.targets:
+        # Of a target that the job copies to, no ledger means that nothing was ever copied there.
+        if target in wanted or target in case.repository.targets:
             there = case.copies.get(target, frozenset())
             newest = max(there, key=names.stamp_of, default=None)
             stamp = names.stamp_of(newest) if newest is not None else ""
@@ -232,20 +239,22 @@ def _late_copies(copies: Sequence[CopyState], case: _Case) -> Iterator[tuple[Hea
 
 def _never(repository: RepositoryFacts, facts: Facts) -> Iterator[DomainState]:
     """Yield the domains that jobs are to back up there, and that have no backups."""
-    known = {word for one in repository.domains for word in (one.seen.uuid, one.seen.name)}
+    seen = {one.seen.uuid for one in repository.domains}
+    known = {one.seen.name for one in repository.domains}
     told: set[str] = set()
     for one in facts.jobs:
         if one.job.repository != repository.name:
             continue
-        there = {word for live in one.live for word in (live.uuid, live.name)}
+        there = {live.name for live in one.live}
+        uuids = {*seen, *(live.uuid for live in one.live)}
         for live in one.live:
             is_expected = live.why_not is None and _selects(one.job, live)
-            if is_expected and live.uuid not in known and live.uuid not in told:
+            if is_expected and live.uuid not in seen and live.uuid not in told:
                 told.update((live.uuid, live.name))
                 yield _unsaved(live, one, facts, "It was never backed up.")
         where = "libvirt does not have it" if one.is_asked else "libvirt could not be asked for it"
         for word in one.job.domains:
-            if not names.is_pattern(word) and word not in there | known | told:
+            if not names.is_pattern(word) and word not in there | known | told and word.lower() not in uuids:
                 told.add(word)
                 yield _unsaved(LiveDomain(word, ""), one, facts, f"It was never backed up, and {where}.")
 
@@ -273,8 +282,7 @@ def _without_job(facts: Facts) -> Iterator[DomainState]:
             found[live.uuid] = live
             asking.setdefault(live.uuid, []).append(one.job)
     for uuid, live in found.items():
-        is_meant = any(_selects(job, live) or _is_excluded(job, live) for job in asking[uuid])
-        if uuid not in known and live.why_not is None and not is_meant:
+        if uuid not in known and live.why_not is None and not _is_meant(live, asking[uuid]):
             reason = "It was never backed up: no job backs it up, and none excludes it."
             yield replace(_empty(live, ""), health=Health.WARNING, reasons=(reason,))
 
@@ -310,7 +318,7 @@ def _promise(name: str, uuid: str, repository: str, facts: Facts) -> _Promise | 
     """Return the job that backs a domain up to that repository; of several, the one that promises most."""
     domain = LiveDomain(name, uuid)
     found = [
-        _Promise(one, _max_age_s(one.job, facts), any(word in (name, uuid) for word in one.job.domains))
+        _Promise(one, _max_age_s(one.job, facts), any(_is(word, domain) for word in one.job.domains))
         for one in facts.jobs
         if one.job.repository == repository and _selects(one.job, domain)
     ]
@@ -328,9 +336,19 @@ def _selects(job: Job, domain: LiveDomain) -> bool:
     return not job.domains or any(_matches(word, domain) for word in job.domains)
 
 
+def _is_meant(domain: LiveDomain, jobs: Sequence[Job]) -> bool:
+    """Return True if one of the jobs backs the domain up, or leaves it out on purpose."""
+    return any(_selects(job, domain) or _is_excluded(job, domain) for job in jobs)
+
+
 def _is_excluded(job: Job, domain: LiveDomain) -> bool:
     return any(_matches(word, domain) for word in job.exclude)
 
 
 def _matches(word: str, domain: LiveDomain) -> bool:
-    return word == domain.name or word.lower() == domain.uuid or fnmatchcase(domain.name, word)
+    return _is(word, domain) or fnmatchcase(domain.name, word)
+
+
+def _is(word: str, domain: LiveDomain) -> bool:
+    """Return True if the word is the very name or UUID of the domain."""
+    return word == domain.name or word.lower() == domain.uuid

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from vbackup.overview import answer
 from vbackup.overview.reasons import span
 from vbackup.overview.state import DomainState, Health, Overview, RepositoryState
 
@@ -27,7 +28,7 @@ def unknown(message: str) -> str:
 
 def _text(overview: Overview) -> str:
     if overview.health is Health.UNKNOWN:
-        return "no job and no domain: nothing is configured to be backed up"
+        return "; ".join([answer.sentence(overview).rstrip("."), *map(_cut, overview.warnings[:REASONS])])
     reasons = [_cut(one) for one in _reasons(overview)]
     more = f"; and {len(reasons) - REASONS} more" if len(reasons) > REASONS else ""
     return "; ".join([_summary(overview.domains), *reasons[:REASONS]]) + more

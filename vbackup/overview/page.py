@@ -24,13 +24,16 @@ _FEW_HOURS = 72
 #: Nothing of the page may load anything, whatever is written in it.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
+#: What is known of the backups: by the repository's name and the domain's UUID, since two can have the same domain.
+Points = Mapping[tuple[str, str], DomainPoints]
 
-def render(overview: Overview, points: Mapping[str, DomainPoints], zone: tzinfo | None = None) -> str:
-    """Return the page. ``points``: by UUID; ``zone``: of the times that are shown, None: the system's."""
+
+def render(overview: Overview, points: Points, zone: tzinfo | None = None) -> str:
+    """Return the page. ``zone``: of the times that are shown, None: the system's."""
     return "".join(_parts(overview, points, zone))
 
 
-def _parts(overview: Overview, points: Mapping[str, DomainPoints], zone: tzinfo | None) -> Iterator[str]:
+def _parts(overview: Overview, points: Points, zone: tzinfo | None) -> Iterator[str]:
     title = f"Backups of {_text(overview.host)}"
     yield (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -51,7 +54,7 @@ def _parts(overview: Overview, points: Mapping[str, DomainPoints], zone: tzinfo 
     if overview.domains:
         yield f'\n<section aria-labelledby="each"><h2 id="each">Each domain</h2>{_KEY}'
         for number, domain in enumerate(overview.domains):
-            known = points.get(domain.uuid or "", DomainPoints("", ())).points
+            known = points.get((domain.repository, domain.uuid or ""), DomainPoints("", ())).points
             yield _domain(number, domain, known, overview.time, zone)
         yield "</section>"
     yield "</main></body></html>\n"

@@ -20,7 +20,8 @@ def render(overview: Overview, zone: tzinfo | None = None) -> str:
 
 
 def _lines(overview: Overview, zone: tzinfo | None) -> Iterator[str]:
-    yield f"{answer.WORDS[overview.health].upper()}: {answer.sentence(overview)}"
+    answered = f"{answer.WORDS[overview.health].upper()}: {_plain(answer.sentence(overview))}"
+    yield from textwrap.wrap(answered, _COLUMNS, break_long_words=False, break_on_hyphens=False)
     yield f"Backups of {_plain(overview.host)}, {_minute(overview.time, zone)}"
     yield from _attention(overview)
     if overview.domains:

@@ -27,6 +27,7 @@ def test_the_state_of_a_configuration(config: Path) -> None:
     found = api.status(api.StatusRequest(is_offline=True), config=config)
     assert [one.name for one in found.jobs] == ["nightly"]
     assert documents.overview(found)["host"] == found.host
+    assert api.status_sentence(found).startswith("Everything is backed up: 1 domain, the oldest ")
     assert api.nagios_line(found).startswith("VBACKUP OK - 1 of 1 domains")
     assert b"vbackup_domain_backups" in api.metrics_text(found)
 

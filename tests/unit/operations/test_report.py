@@ -67,7 +67,9 @@ def test_domain_that_is_a_link_is_left_out(repo: Repository) -> None:
 
 def _overview(*places: Path) -> Overview:
     shown = [overviews.repository(place.name, path=str(place)) for place in places]
-    return overviews.overview(overviews.domain(uuid=builders.UUID), repositories=tuple(shown))
+    return overviews.overview(
+        overviews.domain(uuid=builders.UUID, repository=shown[-1].name if shown else ""), repositories=tuple(shown)
+    )
 
 
 def test_page_has_the_backups_of_the_repositories(repo: Repository, tmp_path: Path) -> None:
@@ -75,6 +77,20 @@ def test_page_has_the_backups_of_the_repositories(repo: Repository, tmp_path: Pa
     builders.commit(repo, full)
     assert full.id in report.html(_overview(repo.path), zone=timezone.utc)
     assert full.id in report.html(_overview(tmp_path / "gone", repo.path), zone=timezone.utc)
+
+
+def test_each_repository_has_its_own_backups_of_a_domain(repo: Repository, tmp_path: Path) -> None:
+    """The newest repository's must not be drawn for all: what is gone there is still in the other one."""
+    kept, newer = builders.backup(1), builders.backup(2)
+    other = Repository.create(tmp_path / "other")
+    builders.commit(repo, kept)
+    builders.commit(other, newer)
+    places = [overviews.repository(place.path.name, path=str(place.path)) for place in (repo, other)]
+    for place, own, foreign in ((repo, kept, newer), (other, newer, kept)):
+        one = overviews.domain(uuid=builders.UUID, repository=place.path.name)
+        page = report.html(overviews.overview(one, repositories=tuple(places)), zone=timezone.utc)
+        assert own.id in page
+        assert foreign.id not in page
 
 
 def test_repository_that_cannot_be_read_is_not_looked_at(repo: Repository) -> None:
@@ -88,7 +104,7 @@ def test_report_is_replaced_in_one_step_and_is_the_users_own(tmp_path: Path) -> 
     path = tmp_path / "report.html"
     path.write_text("old")
     report.write(path, report.text(_overview(), zone=timezone.utc))
-    assert path.read_text().startswith("OK: 1 of 1 domain is backed up.")
+    assert path.read_text().startswith("OK: Everything is backed up: 1 domain, the oldest 6 h ago.")
     assert path.stat().st_mode & 0o777 == 0o600
     assert list(tmp_path.iterdir()) == [path]
     with pytest.raises(StorageError, match=r"Cannot write .*: Not a directory"):

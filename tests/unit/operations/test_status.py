@@ -211,7 +211,8 @@ def test_only_the_jobs_that_are_asked_for_and_their_repositories_are_looked_at(s
 def test_what_was_copied_is_taken_from_the_ledger_by_the_place_of_the_target(site: Site, tmp_path: Path) -> None:
     site.targets["offsite"] = TargetEntry("offsite", "s3://bucket/web/", {}, PLACE)
     site.jobs["nightly"] = job(copy_to=("offsite",)).job
-    assert site.overview().domains[0].copies == ()
+    (copy,) = site.overview().domains[0].copies
+    assert (copy.target, copy.newest, copy.behind) == ("offsite", None, 1)
     ledger = Ledger(site.repository.path / COPIES / "0123456789ab")
     ledger.note_place("s3://bucket/web")
     ledger.put(UUID, site.backup.id, "{}")

@@ -8,37 +8,40 @@ import pytest
 
 from tests.unit.overview import overviews
 from vbackup.overview import answer
-from vbackup.overview.state import Overview
+from vbackup.overview.state import Health, Overview
+
+DAMAGED = overviews.domain("db", damaged=("20261130T020000Z-full",), health=Health.CRITICAL)
+GONE = overviews.domain("old", is_gone=True, age_s=99 * 86400.0)
+WELL = overviews.overview()
+UNMOUNTED = overviews.overview(repositories=(overviews.unmounted(),))
 
 
 @pytest.mark.parametrize(
     ("overview", "sentence"),
     [
-        (overviews.overview(), "1 of 1 domain is backed up."),
-        (overviews.overview(overviews.domain(), overviews.domain("db")), "All 2 domains are backed up."),
+        (WELL, "Everything is backed up: 1 domain, the oldest 6 h ago."),
+        (overviews.overview(overviews.domain(), GONE), "Everything is backed up: 1 domain, the oldest 6 h ago."),
         (
-            overviews.overview(overviews.domain(), overviews.overdue(), overviews.never()),
-            "1 of 3 domains is backed up; 1 never backed up; 1 overdue.",
+            overviews.overview(overviews.domain(), overviews.overdue(), overviews.never(), DAMAGED),
+            "NOT everything is backed up: of 4 domains 1 never backed up, 1 overdue, 1 damaged or broken.",
         ),
         (
-            overviews.overview(overviews.domain(), overviews.domain("db", damaged=("20261130T020000Z-full",))),
-            "1 of 2 domains is backed up; 1 with damage.",
+            overviews.overview(overviews.overdue(), repositories=(overviews.unmounted(),)),
+            "NOT everything is backed up: of 1 domain 1 overdue; main cannot be read.",
+        ),
+        (UNMOUNTED, "NOT KNOWN whether everything is backed up: main cannot be read."),
+        (replace(UNMOUNTED, domains=()), "NOT KNOWN whether everything is backed up: main cannot be read."),
+        (
+            replace(WELL, health=Health.WARNING),
+            "All domains (1) are backed up, the oldest 6 h ago, but something needs attention.",
         ),
         (
-            overviews.overview(repositories=(overviews.unmounted(),)),
-            "1 of 1 domain is backed up; 1 repository cannot be read.",
+            replace(WELL, domains=(), jobs=(), health=Health.UNKNOWN),
+            "Nothing is to be backed up: there is no job and no domain.",
         ),
-        (
-            overviews.overview(jobs=(overviews.job(is_missed=True),)),
-            "1 of 1 domain is backed up; 1 job missed a run.",
-        ),
-        (
-            replace(overviews.overview(repositories=(overviews.unmounted(),)), domains=()),
-            "Not known: 1 repository cannot be read.",
-        ),
-        (replace(overviews.overview(), domains=(), jobs=()), "No domain has been backed up yet."),
-        (replace(overviews.overview(), domains=()), "No job has backed up a domain yet."),
+        (replace(WELL, domains=(), health=Health.UNKNOWN), "No domain is known that is to be backed up."),
+        (replace(WELL, domains=(GONE,), health=Health.UNKNOWN), "No domain is known that is to be backed up."),
     ],
 )
-def test_sentence_counts_what_is_good_and_what_is_not(overview: Overview, sentence: str) -> None:
+def test_sentence_is_the_answer_in_the_fewest_words(overview: Overview, sentence: str) -> None:
     assert answer.sentence(overview) == sentence

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from tests.unit.overview.examples import FAULT, domain, facts, job, live, only_repository, repository
+from tests.unit.overview.examples import (
+    FAULT,
+    OTHER,
+    domain,
+    facts,
+    glance,
+    job,
+    live,
+    made,
+    only_repository,
+    repository,
+)
 from vbackup.overview import assess
 from vbackup.overview.state import Health
 
@@ -12,16 +23,32 @@ GIB = 1 << 30
 
 
 def test_all_is_well() -> None:
+    assert assess.overview(facts()).health is Health.OK
+
+
+def test_what_could_not_be_found_out_is_a_warning() -> None:
     found = assess.overview(facts(warnings=("A host is silent.",)))
-    assert found.health is Health.OK
     assert (found.host, found.warnings) == ("hypervisor", ("A host is silent.",))
+    assert found.health is Health.WARNING  # what that host has may not be backed up
 
 
 def test_where_there_is_nothing_nothing_is_known() -> None:
     assert assess.overview(facts(jobs=(), repositories=())).health is Health.UNKNOWN
     assert assess.overview(facts(jobs=(), repositories=(repository(),))).health is Health.UNKNOWN
+    assert assess.overview(facts(jobs=(job(),), repositories=(repository(),))).health is Health.UNKNOWN
+    silent = facts(jobs=(job(error="silence"),), repositories=(repository(),), warnings=("A host is silent.",))
+    assert assess.overview(silent).health is Health.UNKNOWN
     full = repository(free_bytes=0)
     assert assess.overview(facts(jobs=(), repositories=(full,))).health is Health.CRITICAL
+
+
+def test_a_libvirt_that_has_lost_all_domains_does_not_make_all_well() -> None:
+    """As that of another user says, or one that was set up anew."""
+    gone = assess.overview(facts(jobs=(job(),)))
+    assert [(one.is_gone, one.health) for one in gone.domains] == [(True, Health.OK)]
+    assert gone.health is Health.UNKNOWN
+    both = repository(domain(), domain(glance(made(), uuid=OTHER, name="db")))
+    assert assess.overview(facts(repositories=(both,))).health is Health.OK
 
 
 def test_what_is_not_ok_comes_first() -> None:

@@ -124,6 +124,29 @@ def test_a_domain_that_is_not_backed_up_any_more_is_a_warning() -> None:
     assert (state.job, state.health, state.reasons) == (None, Health.WARNING, ("No job backs it up any more.",))
 
 
+def test_a_domain_with_old_backups_that_is_excluded_or_backed_up_elsewhere_is_no_warning() -> None:
+    assert of(facts(jobs=(job(live(), exclude=("web",)),))).reasons == ()
+    moved = facts(
+        jobs=(job(live(), repository="new"),),
+        repositories=(repository(domain()), repository(domain(), name="new")),
+    )
+    assert [(one.repository, one.health, one.reasons) for one in assess.overview(moved).domains] == [
+        ("main", Health.OK, ()),
+        ("new", Health.OK, ()),
+    ]
+
+
+def test_a_uuid_in_capitals_is_that_domain() -> None:
+    assert [one.name for one in assess.overview(facts(jobs=(job(live(), domains=(UUID.upper(),)),))).domains] == ["web"]
+    state = of(facts(jobs=(job(domains=(UUID.upper(),)),)))
+    assert state.reasons == ("libvirt does not have it any more, but job nightly names it.",)
+
+
+def test_a_name_in_capitals_is_another_domain() -> None:
+    found = assess.overview(facts(jobs=(job(live(), domains=("web", "WEB")),))).domains
+    assert [(one.name, one.last is None) for one in found] == [("WEB", True), ("web", False)]
+
+
 def test_without_a_configuration_nothing_is_said_of_jobs() -> None:
     nameless = job(live(), live("new", OTHER), name="", calendar=None, max_age_s=HOUR_S)
     found = assess.overview(facts(jobs=(nameless,), is_configured=False))
@@ -202,8 +225,10 @@ def test_copies_are_late_when_they_are_older_than_a_backup_may_be() -> None:
     assert late.health is Health.WARNING
     assert state(old.id, new.id).health is Health.OK
     assert state().reasons == ("None of its backups was ever copied to offsite.",)
-    unknown = state(targets=frozenset())
-    assert (unknown.copies, unknown.health) == ((), Health.OK)
+    # Without any ledger of the target, nothing was ever copied there.
+    never = state(targets=frozenset())
+    assert (never.copies[0].newest, never.copies[0].behind, never.health) == (None, 2, Health.WARNING)
+    assert never.reasons == ("None of its backups was ever copied to offsite.",)
 
 
 def test_a_copy_that_is_about_to_be_made_is_not_late() -> None:

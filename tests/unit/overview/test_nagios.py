@@ -77,7 +77,8 @@ def test_what_is_worst_is_told_first_and_the_clock_before_all() -> None:
 
 def test_a_domain_that_is_gone_counts_no_more() -> None:
     text = line(facts(jobs=(job(),), repositories=(repository(domain(glance(made(30 * DAY)))),)))
-    assert text.startswith("VBACKUP OK - 0 of 0 domains backed up | ")
+    assert text.startswith("VBACKUP UNKNOWN - No domain is known that is to be backed up | ")
+    assert data(text)["domains"] == "0"
 
 
 def test_the_line_stays_short_and_one_line_whatever_it_tells() -> None:
@@ -100,7 +101,9 @@ def test_the_line_stays_short_and_one_line_whatever_it_tells() -> None:
 
 
 def test_nothing_to_judge_is_unknown() -> None:
-    assert line(facts(jobs=(), repositories=())).startswith("VBACKUP UNKNOWN - no job and no domain")
+    assert line(facts(jobs=(), repositories=())).startswith("VBACKUP UNKNOWN - Nothing is to be backed up: ")
+    silent = facts(jobs=(job(error="x"),), repositories=(repository(),), warnings=("A host is silent.",))
+    assert line(silent).startswith("VBACKUP UNKNOWN - No domain is known that is to be backed up; A host is silent. | ")
 
 
 @pytest.mark.parametrize("message", ["No configuration.\nIs it there?", "a | b"])

@@ -14,7 +14,7 @@ from vbackup.overview.points import DomainPoints
 from vbackup.overview.state import CopyState, Health, Overview
 
 UTC = timezone.utc
-POINTS = {overviews.UUID: DomainPoints(overviews.UUID, tuple(overviews.chain(30)))}
+POINTS = {("main", overviews.UUID): DomainPoints(overviews.UUID, tuple(overviews.chain(30)))}
 HOSTILE = "<script>alert('&\"')</script>\x1b[31m\n"
 
 
@@ -40,7 +40,7 @@ class Read(HTMLParser):
         return " ".join(" ".join(self.texts).split())
 
 
-def read(overview: Overview, points: dict[str, DomainPoints] | None = None) -> Read:
+def read(overview: Overview, points: page.Points | None = None) -> Read:
     return Read(page.render(overview, POINTS if points is None else points, UTC))
 
 
@@ -49,7 +49,7 @@ def test_page_has_everything_of_the_overview() -> None:
     text = read(overviews.overview(copied, overviews.overdue(), overviews.never())).text
     for part in (
         "Backups of backup1",
-        "✗ Critical: 1 of 3 domains is backed up; 1 never backed up; 1 overdue.",
+        "✗ Critical: NOT everything is backed up: of 3 domains 1 never backed up, 1 overdue.",
         "As of 2026-11-30 08:00.",
         "db : The newest backup is 3 d old, but job nightly promises 26 h.",
         "2026-11-30 02:00 6 h 26 h 30 7 2026-11-30 03:00, good offsite: 2 behind, usb: none",
@@ -115,7 +115,7 @@ def test_hostile_text_stays_text(member: str) -> None:
     overview = overviews.overview(
         hostile, repositories=(repository,), jobs=(overviews.job(HOSTILE),), host=HOSTILE, warnings=(HOSTILE,)
     )
-    points = {overviews.UUID: DomainPoints(overviews.UUID, (full,))}
+    points = {("main", overviews.UUID): DomainPoints(overviews.UUID, (full,))}
     text = page.render(overview, points, UTC)
     assert "<script" not in text
     assert "\x1b" not in text
@@ -125,7 +125,7 @@ def test_hostile_text_stays_text(member: str) -> None:
 def test_notes_have_a_column_only_if_there_are_some() -> None:
     assert "Note" not in read(overviews.overview()).text
     noted = (overviews.point(0, note="before the upgrade", is_protected=True),)
-    text = read(overviews.overview(), {overviews.UUID: DomainPoints(overviews.UUID, noted)}).text
+    text = read(overviews.overview(), {("main", overviews.UUID): DomainPoints(overviews.UUID, noted)}).text
     assert "good, protected before the upgrade" in text
 
 
@@ -133,5 +133,7 @@ def test_two_hundred_domains_with_sixty_backups_are_less_than_three_megabytes() 
     uuids = [f"f0000000-0000-4000-8000-{number:012x}" for number in range(200)]
     domains = [overviews.domain(f"domain-{number}", uuid=uuid) for number, uuid in enumerate(uuids)]
     points = tuple(overviews.chain(60))
-    text = page.render(overviews.overview(*domains), {uuid: DomainPoints(uuid, points) for uuid in uuids}, UTC)
+    text = page.render(
+        overviews.overview(*domains), {("main", uuid): DomainPoints(uuid, points) for uuid in uuids}, UTC
+    )
     assert len(text.encode()) < 3_000_000

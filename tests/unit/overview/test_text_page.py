@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timezone
 
 from tests.unit.overview import overviews
@@ -15,7 +16,7 @@ def lines(overview: Overview) -> list[str]:
 
 def test_first_line_is_the_answer() -> None:
     first, second, *_ = lines(overviews.overview(overviews.domain(), overviews.overdue()))
-    assert first == "CRITICAL: 1 of 2 domains is backed up; 1 overdue."
+    assert first == "CRITICAL: NOT everything is backed up: of 2 domains 1 overdue."
     assert second == "Backups of backup1, 2026-11-30 08:00"
 
 
@@ -47,7 +48,8 @@ def test_nothing_that_needs_attention_has_no_heading() -> None:
 
 def test_long_sentences_are_folded_and_control_characters_escaped() -> None:
     long = overviews.overdue(reasons=("word " * 40 + "\x1b[31m",))
-    shown = lines(overviews.overview(long, repositories=(overviews.unmounted(),)))
+    shown = lines(overviews.overview(long, repositories=(replace(overviews.unmounted(), name="m\x1b"),)))
+    assert shown[0].startswith("CRITICAL: NOT everything")
     assert max(map(len, shown)) <= 80
     assert "\x1b" not in "".join(shown)
-    assert "main        not readable" in shown
+    assert "m\\x1b       not readable" in shown

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
 from datetime import datetime
 
 from vbackup import api
@@ -48,7 +47,7 @@ def _nagios(options: argparse.Namespace, context: Context) -> int:
 
 
 def _print(overview: Overview, *, is_all: bool) -> None:
-    for line in output.wrapped(_answer(overview), output.columns()):
+    for line in output.wrapped(api.status_sentence(overview), output.columns()):
         print(output.plain(line))
     _print_reasons(overview, None if is_all else REASONS)
     if overview.jobs:
@@ -65,44 +64,6 @@ def _print(overview: Overview, *, is_all: bool) -> None:
             ("REPOSITORY", "FREE", "OF", "BACKUPS", "GROWS A DAY", "FULL IN"),
             [_repository_row(one) for one in overview.repositories],
         )
-
-
-# the answer
-
-
-def _answer(overview: Overview) -> str:
-    """Return the first line: whether everything is backed up."""
-    if overview.health is Health.UNKNOWN:
-        return "Nothing is to be backed up: there is no job and no domain."
-    names = [one.name for one in overview.repositories if one.fault is not None]
-    unreadable = f"{' and '.join(names)} cannot be read"
-    expected = [one for one in overview.domains if not one.is_gone]
-    wrong = list(_counts(expected))
-    if wrong:
-        more = f"; {unreadable}" if names else ""
-        return f"NOT everything is backed up: of {_number(len(expected), 'domain')} {', '.join(wrong)}{more}."
-    if names:
-        return f"NOT KNOWN whether everything is backed up: {unreadable}."
-    if not expected:
-        return "No domain is known that is to be backed up."
-    ages = [one.age_s for one in expected if one.age_s is not None]
-    oldest = f", the oldest {_span(max(ages))} ago" if ages else ""
-    if overview.health is Health.OK:
-        return f"Everything is backed up: {_number(len(expected), 'domain')}{oldest}."
-    return f"All domains ({len(expected)}) are backed up{oldest}, but something needs attention."
-
-
-def _counts(domains: Sequence[DomainState]) -> Iterator[str]:
-    never = sum(one.last is None for one in domains)
-    overdue = sum(one.is_overdue for one in domains)
-    rest = sum(one.health is Health.CRITICAL and one.last is not None and not one.is_overdue for one in domains)
-    for number, what in ((never, "never backed up"), (overdue, "overdue"), (rest, "damaged or broken")):
-        if number:
-            yield f"{number} {what}"
-
-
-def _number(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _print_reasons(overview: Overview, limit: int | None) -> None:

@@ -24,7 +24,7 @@ def made(repository: Path) -> str:
 
 def test_text_is_printed(command: Command, repository: Path, made: str) -> None:
     out = command("report", "-r", repository, "--offline").stdout
-    assert "1 of 1 domain is backed up" in out.splitlines()[0]
+    assert "Everything is backed up: 1 domain" in out.splitlines()[0]
     assert (
         command("report", "-r", repository, "--offline", "--text", "-").stdout.splitlines()[3:] == out.splitlines()[3:]
     )

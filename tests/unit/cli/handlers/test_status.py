@@ -105,7 +105,7 @@ def test_what_needs_attention_is_not_called_missing(show: Show) -> None:
 def test_where_nothing_is_to_be_done_that_is_the_answer(show: Show) -> None:
     assert show(facts(jobs=(), repositories=()), status=1).stdout.startswith("Nothing is to be backed up")
     empty = facts(jobs=(job(),), repositories=(examples.repository(),))
-    assert show(empty, status=0).stdout.startswith("No domain is known that is to be backed up.\n")
+    assert show(empty, status=1).stdout.startswith("No domain is known that is to be backed up.\n")
 
 
 def test_200_domains_are_one_screen_that_shows_what_is_wrong(show: Show) -> None:
@@ -162,7 +162,7 @@ def test_states_have_words(show: Show) -> None:
     assert state(seen(broken="Backup a is broken: it is gone.")) == "broken"
     assert state(seen(unusual=("Disk vda: much.",))) == "unusual"
     assert state(facts(jobs=(job(live(), runs=(run(domains=(result,)),)),))) == "failed"
-    assert state(facts(jobs=(job(live(), exclude=("w*",)),))) == "no job"
+    assert state(facts(jobs=(job(live(), domains=("mail*",)),))) == "no job"
 
 
 def test_quiet_prints_nothing_of_a_success(show: Show) -> None:
@@ -170,8 +170,9 @@ def test_quiet_prints_nothing_of_a_success(show: Show) -> None:
     assert show(facts(jobs=(job(live(), runs=()),)), "-q", status=1).stdout.startswith("All domains (1) are backed up")
 
 
-def test_warnings_are_on_standard_error_and_change_nothing(show: Show) -> None:
-    outcome = show(facts(warnings=("A host is silent.",)), status=0)
+def test_warnings_are_on_standard_error_and_in_the_exit_status(show: Show) -> None:
+    outcome = show(facts(warnings=("A host is silent.",)), status=1)
+    assert outcome.stdout.startswith("All domains (1) are backed up, the oldest 8 h ago, but something needs attention")
     assert outcome.stderr == "vbackup: warning: A host is silent.\n"
 
 
