@@ -879,7 +879,10 @@ class AmbiguousHostError(UnsuitableError):
 
 
 class SameUuidError(UnsuitableError):
-    """Several hosts have a domain with this UUID and none of them runs: nothing tells which is the machine."""
+    """Several hosts have a domain with this UUID and none of them runs: nothing tells which is the machine.
+
+    ``standby``: name of the host whose domain is a standby that has taken over.
+    """
 
     code = "UUID_ON_SEVERAL_HOSTS"
 
@@ -887,7 +890,6 @@ class SameUuidError(UnsuitableError):
         self.domain = domain
         self.uuid = uuid
         self.hosts = list(hosts)  #: their names
-        self.standby = standby  #: name of the host whose domain is a standby that has taken over
         if standby is not None:
             super().__init__(
                 f"Domain {domain} is off on {' and '.join(self.hosts)}, and that on {standby} is a standby that has"

@@ -14,7 +14,6 @@ from vbackup.domain import defining, identity, standby_xml
 from vbackup.domain.host import DomainHandle, Host
 from vbackup.domain.standby_xml import Mark, State
 from vbackup.errors import ChainError, DomainNotFoundError, StorageError, UnsuitableError, domain_argument
-from vbackup.operations import rollback
 from vbackup.report import Reporter
 from vbackup.repository import standbys
 from vbackup.repository.repository import Repository
@@ -85,6 +84,8 @@ def refuse_half_applied(found: Standby) -> None:
 
 def refuse_running(found: Standby) -> None:
     """Raise UnsuitableError if a standby that has not taken over runs, or has saved memory."""
+    from vbackup.operations import rollback  # which no backup needs
+
     if found.handle.is_active():
         name, uri = domain_argument(found.handle.name), found.handle.host.uri
         raise UnsuitableError(
