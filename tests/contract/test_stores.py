@@ -195,3 +195,27 @@ def test_small_objects_are_read_whole(store: Store) -> None:
     assert read_small(store, OTHER, max_bytes=10) is None
     with pytest.raises(StorageError, match="larger"):
         read_small(store, KEY, max_bytes=9)
+
+
+def test_ssh_makes_no_more_than_the_last_directory(tmp_path: Path) -> None:
+    ssh_store(tmp_path).close()
+
+    def at(path: str, *, is_dry_run: bool) -> SshStore:
+        return SshStore(
+            f"ssh://host{tmp_path}/{path}",
+            create=True,
+            is_dry_run=is_dry_run,
+            command=lambda _place: [str(SFTP_SERVER)],
+        )
+
+    for is_dry_run in (True, False):
+        with pytest.raises(StorageError, match=f"no directory {tmp_path}/disk on host in which copies could be made"):
+            at("disk/copies", is_dry_run=is_dry_run)
+    assert not (tmp_path / "disk").exists()
+    (tmp_path / "disk").mkdir()
+    store = at("disk/copies", is_dry_run=True)
+    assert (store.size(KEY), list(store.list(""))) == (None, [])
+    store.close()
+    assert list((tmp_path / "disk").iterdir()) == []
+    at("disk/copies", is_dry_run=False).close()
+    assert (tmp_path / "disk" / "copies").is_dir()
