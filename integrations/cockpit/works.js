@@ -149,7 +149,8 @@ export class Works {
         this.progress.set(known.id, progress);
         try {
             const pid = await this.pid(known);
-            if (!pid) return; // It has not begun in ten seconds, which the list shows.
+            // Where systemd takes longer: asked again, for the end of what nobody follows would never be seen.
+            if (!pid) throw new CommandError({ message: "It has not begun yet." });
             await run(
                 ["tail", "--lines=+1", "--follow", "--sleep-interval=0.2", `--pid=${pid}`, `${known.path}/progress`],
                 {
