@@ -261,14 +261,15 @@ class JobRun:
     def _note_future(self) -> None:
         """Note a backup that is later than now as unusual; the rules of a prune keep it, and do not count it."""
         with suppress(OSError, VbackupError, _NotDoneError):
-            path, latest = self._repository().path, names.stamp(self.world.now() + due.AHEAD)
+            repository, latest = self._repository(), names.stamp(self.world.now() + due.AHEAD)
             known_as = {one.uuid: one.name for one in self.run.domains}
             for uuid in self._present().uuids:
-                late = [one.name for one in (path / uuid).iterdir() if names.BACKUP_ID.fullmatch(one.name)]
+                late = [one.name for one in (repository.path / uuid).iterdir() if names.BACKUP_ID.fullmatch(one.name)]
                 if late and max(late) > latest:
+                    name = known_as.get(uuid) or repository.name_of(uuid)  # it need not be one of this run
                     self._warn(
-                        f"backup {max(late)} of domain {known_as.get(uuid, uuid)} is of the future: the clock is wrong,"
-                        " or was when it was made"
+                        f"backup {max(late)} of domain {name} is of the future: the clock is wrong, or was when it was"
+                        " made"
                     )
 
     def _warn(self, reason: str) -> None:

@@ -117,7 +117,7 @@ def _gathered(
         time=time_now,
         host=this_host().name,
         jobs=tuple(
-            JobFacts(job, tuple(hosts.get(uri, silent) for uri in uris[job.name]), _runs(state, job.name, warnings))
+            JobFacts(job, tuple(hosts.get(uri, silent) for uri in uris[job.name]), *_runs(state, job.name))
             for job in jobs
         ),
         repositories=repositories,
@@ -227,16 +227,17 @@ def _of_libvirt(uri: str | None, known: Collection[str]) -> Sequence[LiveDomain]
 # runs
 
 
-def _runs(state: Path | None, job: str, warnings: list[str]) -> tuple[Run, ...]:
-    """Return the newest runs, up to the last good one; a record that cannot be read is a warning."""
+def _runs(state: Path | None, job: str) -> tuple[tuple[Run, ...], str | None]:
+    """Return the newest runs, up to the last good one of all its domains, and why they cannot be read."""
     if state is None:
-        return ()
+        return (), None
     store = Store(state)
     try:
         runs = store.list(job, 2)
-        if any(run.outcome is Outcome.DONE for run in runs):
-            return tuple(runs)
-        return tuple(store.list(job, RUNS))
+        if not any(run.outcome is Outcome.DONE and not run.is_partial for run in runs):
+            runs = store.list(job, RUNS)
+        if len(runs) == RUNS and all(run.is_partial or run.outcome is Outcome.RUNNING for run in runs):
+            runs = store.list(job)
     except VbackupError as err:
-        warnings.append(str(err))
-        return ()
+        return (), str(err)
+    return tuple(runs), None

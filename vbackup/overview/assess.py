@@ -5,6 +5,8 @@ vbackup.overview.facts is what is known, vbackup.overview.state the answer; doma
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from vbackup.overview import domains, jobs
 from vbackup.overview.facts import Facts, RepositoryFacts
 from vbackup.overview.reasons import Reasons, span
@@ -15,6 +17,8 @@ DAYS_CRITICAL, DAYS_WARNING = 1.0, 7.0
 #: Part of the filesystem that is free.
 FREE_CRITICAL, FREE_WARNING = 0.01, 0.05
 _DAY_S = 86400
+#: Jobs that are named.
+_NAMED = 3
 
 
 def overview(facts: Facts) -> Overview:
@@ -27,7 +31,12 @@ def overview(facts: Facts) -> Overview:
     repositories = tuple(map(_repository, facts.repositories))
     found = tuple(sorted(domains.judged(facts), key=lambda one: (-one.health, one.name, one.repository)))
     clock = jobs.doubt(facts)
-    warnings = (*([clock] if clock is not None else []), *facts.warnings)
+    unasked = [one.job.name for one in facts.jobs if one.may_miss_domains]
+    warnings = (
+        *([clock] if clock is not None else []),
+        *facts.warnings,
+        *([_unasked([name for name in unasked if name])] if unasked else []),
+    )
     healths = [one.health for one in found_jobs] + [one.health for one in found] + [one.health for one in repositories]
     worst = max(healths, default=Health.OK)
     if worst is Health.OK and all(one.is_gone for one in found):
@@ -35,6 +44,13 @@ def overview(facts: Facts) -> Overview:
     elif warnings:
         worst = max(worst, Health.WARNING)
     return Overview(facts.time, facts.host, worst, found_jobs, found, repositories, warnings)
+
+
+def _unasked(jobs: Sequence[str]) -> str:
+    """Return what it means that libvirt could not be asked; without jobs, all domains are to be backed up."""
+    more = f" and {len(jobs) - _NAMED} more" if len(jobs) > _NAMED else ""
+    names = f" of job{'s' if len(jobs) > 1 else ''} {', '.join(jobs[:_NAMED])}{more}" if jobs else ""
+    return f"New domains{names} are not known, because libvirt could not be asked which domains there are."
 
 
 def _repository(one: RepositoryFacts) -> RepositoryState:

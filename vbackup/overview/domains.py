@@ -17,7 +17,7 @@ from vbackup.overview.facts import DomainFacts, Facts, JobFacts, LiveDomain, Rep
 from vbackup.overview.reasons import SLACK, Reasons, moment, span
 from vbackup.overview.state import CopyState, DomainState, Health, PointState
 from vbackup.repository.glance import Glance
-from vbackup.runs.record import DomainResult, Fault
+from vbackup.runs.record import DomainResult, Fault, Run
 
 
 def judged(facts: Facts) -> Iterator[DomainState]:
@@ -55,15 +55,16 @@ class _Case:
     name: str
     is_live: bool
     promise: _Promise | None
-    result: DomainResult | None  #: of the last run
+    result: DomainResult | None  #: of the last run that has one
+    result_of: Run | None  #: that run
 
     @classmethod
     def of(cls, one: DomainFacts, repository: RepositoryFacts, facts: Facts, live: LiveDomain | None) -> _Case:
         """Find out what its job is."""
         name = live.name if live is not None else one.seen.name
         promise = _promise(name, one.seen.uuid, repository.name, facts)
-        result = _result(promise.of, name, one.seen.uuid) if promise is not None else None
-        return cls(one.seen, one.copies, repository, facts, name, live is not None, promise, result)
+        run, result = _result(promise.of, name, one.seen.uuid) if promise is not None else (None, None)
+        return cls(one.seen, one.copies, repository, facts, name, live is not None, promise, result, run)
 
     @property
     def job(self) -> str:
@@ -109,8 +110,8 @@ class _Case:
     @property
     def fault(self) -> Fault | None:
         """Why the last run did not back it up, unless somebody has since."""
-        newest, runs = self.seen.newest, self.promise.of.runs if self.promise is not None else ()
-        if self.result is None or (newest is not None and newest.time > runs[0].started):
+        newest = self.seen.newest
+        if self.result is None or self.result_of is None or (newest and newest.time > self.result_of.started):
             return None
         return self.result.fault
 
@@ -188,10 +189,13 @@ def _odd(case: _Case) -> Iterator[tuple[Health, str]]:
         )
 
 
-def _result(job: JobFacts, name: str, uuid: str | None) -> DomainResult | None:
-    """Return what the last run of a job did for a domain."""
-    found = job.runs[0].domains if job.runs else ()
-    return next((one for one in found if (one.uuid == uuid if one.uuid and uuid else one.name == name)), None)
+def _result(job: JobFacts, name: str, uuid: str | None) -> tuple[Run, DomainResult] | tuple[None, None]:
+    """Return what a job did for a domain, and in which run; a run of other domains says nothing of it."""
+    for run in job.latest_runs:
+        for one in run.domains:
+            if one.uuid == uuid if one.uuid and uuid else one.name == name:
+                return run, one
+    return None, None
 
 
 # copies
@@ -260,7 +264,7 @@ def _never(repository: RepositoryFacts, facts: Facts) -> Iterator[DomainState]:
 
 
 def _unsaved(live: LiveDomain, one: JobFacts, facts: Facts, sentence: str) -> DomainState:
-    result = _result(one, live.name, live.uuid or None)
+    _, result = _result(one, live.name, live.uuid or None)
     fault = result.fault if result is not None else None
     return replace(
         _empty(live, one.job.repository),

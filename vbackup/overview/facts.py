@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from vbackup import names
 from vbackup.config.model import Job
 from vbackup.repository.glance import Glance
-from vbackup.runs.record import Fault, Run
+from vbackup.runs.record import Fault, Outcome, Run
 
 
 @dataclass(frozen=True)
@@ -61,11 +62,30 @@ class JobFacts:
     job: Job
     hosts: tuple[HostFacts, ...] = ()
     runs: tuple[Run, ...] = ()  #: the newest first
+    runs_error: str | None = None  #: why its runs are not known
+
+    @property
+    def whole_runs(self) -> tuple[Run, ...]:
+        """Its runs without those of other domains than it has: the job is judged by these."""
+        return tuple(run for run in self.runs if not run.is_partial)
+
+    @property
+    def latest_runs(self) -> tuple[Run, ...]:
+        """The newest whole run that has ended, and all that are newer: what they did for a domain is the latest."""
+        runs = enumerate(self.runs, 1)
+        end = next((number for number, run in runs if not run.is_partial and run.outcome is not Outcome.RUNNING), None)
+        return self.runs[:end]
 
     @property
     def is_asked(self) -> bool:
         """True if all its hosts have answered: what libvirt does not have, does not exist."""
         return bool(self.hosts) and all(one.domains is not None for one in self.hosts)
+
+    @property
+    def may_miss_domains(self) -> bool:
+        """True if it is of all domains, or those of a pattern, and a host did not answer which it has."""
+        is_open = not self.job.domains or any(names.is_pattern(word) for word in self.job.domains)
+        return is_open and any(one.error is not None for one in self.hosts)
 
     @property
     def live(self) -> tuple[LiveDomain, ...]:

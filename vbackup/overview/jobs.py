@@ -1,6 +1,7 @@
 """Judge the jobs by their runs, and the clock by the newest of them. Does no I/O.
 
-Critical: the last run failed. Warning: a part of it failed, it was interrupted or missed, there never was one.
+Critical: the last run failed. Warning: a part of it failed, it was interrupted or missed, there never was one. A run of
+other domains than the job has says nothing of the job.
 """
 
 from __future__ import annotations
@@ -24,16 +25,18 @@ _FAULTS = 3
 def judged(one: JobFacts, facts: Facts) -> JobState:
     """Return the state of a job."""
     job, now, reasons = one.job, facts.time, Reasons()
-    last = one.runs[0] if one.runs else None
-    ended = next((run for run in one.runs if run.outcome is not Outcome.RUNNING), None)
-    is_running = last is not None and last.outcome is Outcome.RUNNING
+    newest, runs = one.runs[0] if one.runs else None, one.whole_runs
+    last = runs[0] if runs else None
+    ended = next((run for run in runs if run.outcome is not Outcome.RUNNING), None)
     is_missed = _is_missed(job, last, now)
-    if last is None and job.calendar is not None:
-        reasons.add(Health.WARNING, "It has never run.")
-    if last is not None and last.started > now + SLACK:
+    if one.runs_error is not None:
+        reasons.add(Health.WARNING, f"Its runs are not known: {one.runs_error}")
+    elif last is None and job.calendar is not None:
+        reasons.add(Health.WARNING, "It has never run." if newest is None else "It has never run for all its domains.")
+    if newest is not None and newest.started > now + SLACK:
         reasons.add(
             Health.WARNING,
-            f"Its last run began at {moment(last.started)}, later than now by the clock of {facts.host}"
+            f"Its last run began at {moment(newest.started)}, later than now by the clock of {facts.host}"
             f" ({moment(now)}), which is, or was, wrong.",
         )
     if ended is not None:
@@ -41,14 +44,14 @@ def judged(one: JobFacts, facts: Facts) -> JobState:
             reasons.add(health, sentence)
     if is_missed and job.calendar is not None:
         reasons.add(Health.WARNING, f"Its run of {moment(job.calendar.before(now))} was missed.")
-    good = next((run.started for run in one.runs if run.outcome is Outcome.DONE), None)
+    good = next((run.started for run in runs if run.outcome is Outcome.DONE), None)
     return JobState(
         name=job.name,
         repository=job.repository,
         last_run=last,
         last_good=good,
         next_run=job.calendar.after(now) if job.calendar is not None else None,
-        is_running=is_running,
+        is_running=newest is not None and newest.outcome is Outcome.RUNNING,
         is_missed=is_missed,
         health=reasons.health,
         reasons=tuple(reasons.sentences),
@@ -74,7 +77,7 @@ def _of_run(run: Run) -> Iterator[tuple[Health, str]]:
         extent = "failed" if run.outcome is Outcome.FAILED else "failed in part"
         yield health, f"{when} {extent}{': ' if faults else '.'}{' '.join(faults[:_FAULTS])}{_more(faults)}"
     for sentence in run.unusual:
-        yield Health.WARNING, sentence
+        yield Health.WARNING, sentence.replace(due.MAKES_UP, f"the one of {moment(run.started)} made up for it")
     for sentence in run.notices:
         yield Health.WARNING, sentence
 

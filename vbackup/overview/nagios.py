@@ -5,11 +5,11 @@ Icinga, Checkmk (local and MRPE checks), Zabbix and many others read the same. h
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from vbackup.overview import answer
 from vbackup.overview.reasons import span
-from vbackup.overview.state import DomainState, Health, Overview, RepositoryState
+from vbackup.overview.state import Health, Overview, RepositoryState
 
 #: A line is cut by some readers after a few kilobytes: so many reasons are told, of so many characters each.
 REASONS, CHARACTERS = 5, 200
@@ -31,16 +31,19 @@ def _text(overview: Overview) -> str:
         return "; ".join([answer.sentence(overview).rstrip("."), *map(_cut, overview.warnings[:REASONS])])
     reasons = [_cut(one) for one in _reasons(overview)]
     more = f"; and {len(reasons) - REASONS} more" if len(reasons) > REASONS else ""
-    return "; ".join([_summary(overview.domains), *reasons[:REASONS]]) + more
+    return "; ".join([_summary(overview), *reasons[:REASONS]]) + more
 
 
-def _summary(domains: Sequence[DomainState]) -> str:
+def _summary(overview: Overview) -> str:
     """Return how many domains are backed up, and how old the oldest of their newest backups is."""
-    expected = [one for one in domains if not one.is_gone]
-    good = [one for one in expected if one.last is not None and not one.is_overdue]
+    expected = [one for one in overview.domains if not one.is_gone]
+    unread = [one.name for one in overview.repositories if one.fault is not None]
+    if unread and not expected:
+        return f"not known whether domains are backed up: {' and '.join(unread)} cannot be read"
+    good = [one for one in expected if answer.is_good(one)]
     ages = [one.age_s for one in expected if one.age_s is not None]
     oldest = f", the oldest {span(max(ages))} ago" if ages else ""
-    return f"{len(good)} of {len(expected)} domains backed up{oldest}"
+    return f"{len(good)} of {len(expected)} domains backed up{oldest}{', more are not known' if unread else ''}"
 
 
 def _reasons(overview: Overview) -> Iterator[str]:

@@ -23,6 +23,9 @@ GAP, GAP_INTERVALS = timedelta(days=30), 10
 #: How many of the newest runs are looked at: more than are killed or stopped one after the other.
 RECENT = 20
 
+#: How a sentence of ``unusual`` ends, which the run says of itself.
+MAKES_UP = "this one makes up for it"
+
 _ENDED = frozenset((Outcome.DONE, Outcome.SOME_FAILED, Outcome.FAILED))
 
 
@@ -115,9 +118,9 @@ def unusual(runs: Sequence[Run], scheduled: datetime | None, now: datetime, rand
     """Return what is unusual about a run that begins now, as sentences: it makes up for another one."""
     sentences = []
     if runs and runs[0].outcome is Outcome.INTERRUPTED:
-        sentences.append(f"The run that began at {local(runs[0].started)} did not end; this one makes up for it.")
+        sentences.append(f"The run that began at {local(runs[0].started)} did not end; {MAKES_UP}.")
     elif scheduled is not None and runs and now - scheduled > LATE + timedelta(seconds=random_delay_s):
-        sentences.append(f"The run of {local(scheduled)} was missed; this one makes up for it.")
+        sentences.append(f"The run of {local(scheduled)} was missed; {MAKES_UP}.")
     return tuple(sentences)
 
 

@@ -179,6 +179,13 @@ def test_a_backup_of_the_future_is_unusual(site: Site) -> None:
     assert do(site).unusual == ()
 
 
+def test_a_domain_of_a_backup_of_the_future_is_named_though_the_run_is_not_of_it(site: Site) -> None:
+    (site.path / OTHER / "20271130T010000Z-full").mkdir(parents=True)
+    (site.path / OTHER / "domain.json").write_text('{"names": ["db"]}')
+    [sentence] = do(site, job(domains=(), exclude=())).unusual
+    assert sentence.startswith("Backup 20271130T010000Z-full of domain db is of the future")
+
+
 def test_domains_of_others_are_left_alone(site: Site) -> None:
     (site.path / OTHER).mkdir()
     (site.path / OTHER / "domain.json").write_text('{"names": ["not-ours"]}')

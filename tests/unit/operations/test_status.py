@@ -136,8 +136,14 @@ def test_a_host_that_cannot_be_reached_is_a_warning(site: Site, monkeypatch: pyt
 
     monkeypatch.setattr(site, "libvirt", fail)
     found = site.overview()
-    (warning,) = found.warnings
+    warning, consequence = found.warnings
     assert warning.startswith("Cannot reach libvirt at the default URI: connection refused.")
+    assert consequence.startswith("New domains of job nightly are not known")
+    assert found.health is Health.WARNING
+    site.jobs["nightly"] = job(domains=("web",)).job
+    assert site.overview().warnings == (warning,)
+    site.jobs["nightly"] = job().job
+    assert site.overview(is_offline=True).warnings == ()
     assert not found.domains[0].is_gone
 
 
@@ -155,7 +161,7 @@ def test_a_host_that_does_not_answer_holds_nothing_up(site: Site, monkeypatch: p
     found = site.overview(timeout_s=0.2)
     release.set()
     assert time.monotonic() - begun < 10
-    assert found.warnings == ("libvirt at qemu+ssh://silent/system did not say within 0.2 s which domains it has.",)
+    assert found.warnings[0] == "libvirt at qemu+ssh://silent/system did not say within 0.2 s which domains it has."
     assert found.domains[0].job == "nightly"
 
 
@@ -254,3 +260,23 @@ def test_a_domain_whose_first_backup_was_interrupted_counts_as_never_backed_up(s
     stage.mkdir(parents=True)
     (stage.parent / "domain.json").write_text(json.dumps({"names": ["half"]}))
     assert [one.name for one in site.overview(is_offline=True).domains] == ["half", "web"]
+
+
+def test_the_last_whole_run_is_found_behind_any_number_of_others(site: Site) -> None:
+    store = Store(site.state)
+    for number in range(status.RUNS + 5):
+        started = NIGHT + timedelta(minutes=number)
+        begun = store.begin(run(started=started, ended=None))
+        store.end(run(id=begun.id, started=started, is_partial=number > 0))
+    (one,) = site.overview(NIGHT + timedelta(hours=1)).jobs
+    assert (one.last_good, one.health) == (NIGHT, Health.OK)
+    assert one.last_run is not None
+    assert one.last_run.started == NIGHT
+
+
+def test_a_state_directory_that_cannot_be_read_is_not_a_job_that_never_ran(site: Site) -> None:
+    site.state.write_text("no directory")
+    found = site.overview()
+    (reason,) = found.jobs[0].reasons
+    assert reason.startswith(f"Its runs are not known: Cannot read {site.state}")
+    assert (found.jobs[0].health, found.warnings) == (Health.WARNING, ())

@@ -17,6 +17,7 @@ from tests.unit.overview.examples import (
     repository,
 )
 from vbackup.overview import assess
+from vbackup.overview.facts import JobFacts
 from vbackup.overview.state import Health
 
 GIB = 1 << 30
@@ -91,3 +92,17 @@ def test_little_room_is_told(free: int, health: Health) -> None:
     )
     assert state.health is health
     assert state.reasons == (() if health is Health.OK else (f"Only {free / 10:.1f} % of its filesystem is free.",))
+
+
+def test_what_cannot_be_new_for_a_silent_host_is_said_of_the_jobs_that_would_back_it_up() -> None:
+    def warnings(*jobs: JobFacts) -> tuple[str, ...]:
+        found = assess.overview(facts(jobs=jobs))
+        assert found.health is (Health.WARNING if found.warnings else Health.OK)
+        return found.warnings
+
+    end = "are not known, because libvirt could not be asked which domains there are."
+    silent = [job(error="silence", name=name) for name in "abcde"]
+    assert warnings(silent[0]) == (f"New domains of job a {end}",)
+    assert warnings(*silent) == (f"New domains of jobs a, b, c and 2 more {end}",)
+    assert warnings(job(error="silence", name="")) == (f"New domains {end}",)
+    assert warnings(job(error="silence", domains=("web",))) == ()

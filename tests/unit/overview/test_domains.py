@@ -236,3 +236,12 @@ def test_a_copy_that_is_about_to_be_made_is_not_late() -> None:
     copied = repository(domain(glance(made(25 * HOUR), new)), targets=frozenset(("offsite",)))
     state = of(facts(jobs=(job(live(), copy_to=("offsite",)),), repositories=(copied,)))
     assert (state.copies[0].behind, state.health) == (2, Health.OK)
+
+
+def test_a_run_of_other_domains_says_nothing_of_a_domain_that_failed_before() -> None:
+    failed = run(domains=(DomainResult("web", UUID, Outcome.FAILED, fault=FAULT),))
+    other = run(started=NOW - HOUR, is_partial=True, domains=(DomainResult("db", OTHER, Outcome.DONE),))
+    assert of(facts(jobs=(job(live(), runs=(other, failed)),))).fault == FAULT
+    good = run(started=NOW - HOUR, is_partial=True, domains=(DomainResult("web", UUID, Outcome.DONE),))
+    assert of(facts(jobs=(job(live(), runs=(good, failed)),))).fault is None
+    assert of(facts(jobs=(job(live(), runs=(other, run(), failed)),))).fault is None

@@ -27,6 +27,7 @@ from vbackup.overview import assess
 from vbackup.overview.jobs import GRACE
 from vbackup.overview.reasons import moment
 from vbackup.overview.state import Health, JobState
+from vbackup.runs import due
 from vbackup.runs.record import Fault, Outcome, Run, Step, StepKind
 
 
@@ -133,3 +134,44 @@ def test_what_is_told_of_a_run_names_a_domain_once() -> None:
     named = replace(FAULT, domain="web", message="Domain web is gone.")
     state = of(run(outcome=Outcome.FAILED, status=4, steps=(step(StepKind.BACKUP, named, named),)))
     assert state.reasons == (f"Its run of {moment(NIGHT)} failed: Domain web is gone.",)
+
+
+def test_a_run_of_other_domains_is_neither_the_last_nor_the_last_good_one() -> None:
+    some = run(started=NOW - HOUR, is_partial=True, outcome=Outcome.FAILED, status=7)
+    whole = run()
+    state = of(some, whole)
+    assert (state.last_run, state.last_good, state.health) == (whole, NIGHT, Health.OK)
+    failed = run(outcome=Outcome.FAILED, status=7, steps=(step(StepKind.BACKUP, FAULT),))
+    state = of(run(started=NOW - HOUR, is_partial=True), failed, run(started=NIGHT - DAY))
+    assert (state.last_run, state.last_good, state.health) == (failed, NIGHT - DAY, Health.CRITICAL)
+    assert of(run(is_partial=True), run(started=NIGHT - DAY)).is_missed
+
+
+def test_a_run_of_other_domains_that_is_at_work_is_told() -> None:
+    working = run(started=NOW, ended=None, outcome=Outcome.RUNNING, is_partial=True)
+    state = of(working, run())
+    assert (state.is_running, state.last_run, state.health) == (True, run(), Health.OK)
+
+
+def test_a_job_that_ran_for_other_domains_only_has_not_run() -> None:
+    state = of(run(is_partial=True))
+    assert (state.last_run, state.last_good, state.health) == (None, None, Health.WARNING)
+    assert state.reasons == ("It has never run for all its domains.",)
+
+
+def test_runs_that_cannot_be_read_are_not_said_to_be_missing() -> None:
+    unread = replace(job(live(), runs=()), runs_error="Cannot read /state/runs: Permission denied.")
+    state = only_job(assess.overview(facts(jobs=(unread,))))
+    assert (state.health, state.last_run) == (Health.WARNING, None)
+    assert state.reasons == ("Its runs are not known: Cannot read /state/runs: Permission denied.",)
+
+
+@pytest.mark.parametrize(
+    "before", [run(started=NIGHT - DAY, outcome=Outcome.INTERRUPTED), run(started=NIGHT - 2 * DAY)]
+)
+def test_which_run_made_up_for_another_is_said(before: Run) -> None:
+    begun = NIGHT + 2 * HOUR
+    (said,) = due.unusual([before], NIGHT, begun, 0.0)
+    (reason,) = of(run(started=begun, unusual=(said,))).reasons
+    assert reason.endswith(f"; the one of {moment(begun)} made up for it.")
+    assert "this one" not in reason

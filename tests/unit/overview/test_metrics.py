@@ -29,6 +29,7 @@ from vbackup.errors import MissingPackageError
 from vbackup.overview import assess, metrics
 from vbackup.overview.facts import Facts
 from vbackup.repository.verification import Verdict
+from vbackup.runs.record import Outcome
 
 OF_WEB = {"domain": "web", "uuid": UUID, "repository": "main", "backup_job": "nightly"}
 
@@ -127,3 +128,14 @@ def test_a_run_at_work_has_no_duration() -> None:
     found = exposed(at_work)
     assert "vbackup_job_last_run_duration_seconds" not in found
     assert len(found["vbackup_job_last_run_timestamp_seconds"]) == 1
+
+
+def test_a_run_of_other_domains_is_not_the_one_of_the_job() -> None:
+    known = rich()
+    (one,) = known.jobs
+    some = replace(one.runs[0], started=NOW, ended=NOW, is_partial=True, status=7, outcome=Outcome.FAILED)
+    known = replace(known, jobs=(replace(one, runs=(some, *one.runs)),))
+    of_job = {"backup_job": "nightly", "repository": "main"}
+    assert value(known, "vbackup_job_last_run_status", **of_job) == 0
+    assert value(known, "vbackup_job_last_run_timestamp_seconds", **of_job) == NIGHT.timestamp()
+    assert value(known, "vbackup_job_health", **of_job) == 0

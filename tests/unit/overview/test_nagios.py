@@ -95,7 +95,7 @@ def test_the_line_stays_short_and_one_line_whatever_it_tells() -> None:
     assert "\n" not in text
     assert text.count("|") == 1
     assert "One / two three x" in text
-    assert "and 296 more" in text
+    assert "and 297 more" in text
     assert len(text) < 2000
     assert data(text)["'it_s_a_b free'"]
 
@@ -103,7 +103,9 @@ def test_the_line_stays_short_and_one_line_whatever_it_tells() -> None:
 def test_nothing_to_judge_is_unknown() -> None:
     assert line(facts(jobs=(), repositories=())).startswith("VBACKUP UNKNOWN - Nothing is to be backed up: ")
     silent = facts(jobs=(job(error="x"),), repositories=(repository(),), warnings=("A host is silent.",))
-    assert line(silent).startswith("VBACKUP UNKNOWN - No domain is known that is to be backed up; A host is silent. | ")
+    assert line(silent).startswith(
+        "VBACKUP UNKNOWN - No domain is known that is to be backed up; A host is silent.; New domains of job"
+    )
 
 
 @pytest.mark.parametrize("message", ["No configuration.\nIs it there?", "a | b"])
@@ -111,3 +113,27 @@ def test_what_could_not_be_found_out_is_unknown(message: str) -> None:
     text = nagios.unknown(message)
     assert text.startswith("VBACKUP UNKNOWN - ")
     assert not set("\n|") & set(text)
+
+
+def test_of_a_repository_that_cannot_be_read_nothing_is_counted() -> None:
+    unmounted = repository(fault=FAULT, free_bytes=None, size_bytes=None)
+    text = line(facts(repositories=(unmounted,)))
+    told = "VBACKUP CRITICAL - not known whether domains are backed up: main cannot be read; "
+    assert text.startswith(f"{told}repository main: {FAULT.message} | ")
+    usb = repository(name="usb", fault=FAULT, free_bytes=None, size_bytes=None)
+    both = line(facts(repositories=(repository(domain()), usb)))
+    assert "- 1 of 1 domains backed up, the oldest 8 h ago, more are not known; repository usb: " in both
+
+
+def test_a_domain_with_damage_does_not_count_as_backed_up() -> None:
+    damaged = domain(glance(made(), uuid=OTHER, name="db", damaged=(made().id,)))
+    text = line(facts(jobs=(job(live(), live("db", OTHER)),), repositories=(repository(domain(), damaged),)))
+    assert text.startswith(
+        "VBACKUP CRITICAL - 1 of 2 domains backed up, the oldest 8 h ago; db: A verify has found damage"
+    )
+
+
+def test_domains_that_may_be_new_are_not_passed_over() -> None:
+    text = line(facts(jobs=(job(error="silence"),), warnings=("A host is silent.",)))
+    assert text.startswith("VBACKUP WARNING - 1 of 1 domains backed up")
+    assert "; A host is silent.; New domains of job nightly are not known, because libvirt could not be asked" in text

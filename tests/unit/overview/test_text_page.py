@@ -7,7 +7,7 @@ from datetime import timezone
 
 from tests.unit.overview import overviews
 from vbackup.overview import text_page
-from vbackup.overview.state import Overview
+from vbackup.overview.state import Health, Overview
 
 
 def lines(overview: Overview) -> list[str]:
@@ -53,3 +53,9 @@ def test_long_sentences_are_folded_and_control_characters_escaped() -> None:
     assert max(map(len, shown)) <= 80
     assert "\x1b" not in "".join(shown)
     assert "m\\x1b       not readable" in shown
+
+
+def test_what_is_critical_is_named_although_all_domains_are_backed_up() -> None:
+    full = overviews.repository(free_bytes=0, health=Health.CRITICAL, reasons=("Only 0.0 % of it is free.",))
+    shown = " ".join(lines(overviews.overview(repositories=(full,)))[:2])
+    assert shown == "CRITICAL: All domains (1) are backed up, the oldest 6 h ago, but repository main is full."

@@ -19,7 +19,7 @@ from vbackup.cli import overviews
 from vbackup.config import documents as config_documents
 from vbackup.model import Level
 from vbackup.overview import assess
-from vbackup.overview.facts import DomainFacts, Facts
+from vbackup.overview.facts import DomainFacts, Facts, HostFacts
 from vbackup.repository.repository import Repository
 from vbackup.repository.verification import Verdict
 from vbackup.runs.record import DomainResult, Outcome, Step, StepKind
@@ -52,7 +52,8 @@ def guests(count: int, age: timedelta = 8 * HOUR) -> tuple[DomainFacts, ...]:
 
 
 def many(count: int, *others: DomainFacts) -> Facts:
-    return facts(jobs=(job(error="silence"),), repositories=(examples.repository(*guests(count), *others),))
+    offline = replace(job(), hosts=(HostFacts(None, None),))
+    return facts(jobs=(offline,), repositories=(examples.repository(*guests(count), *others),))
 
 
 def test_all_is_well(show: Show) -> None:
@@ -98,7 +99,7 @@ def test_a_repository_that_cannot_be_read_leaves_the_answer_open(show: Show) -> 
 def test_what_needs_attention_is_not_called_missing(show: Show) -> None:
     failed = run(outcome=Outcome.FAILED, status=7, steps=(Step(StepKind.COPY, Outcome.FAILED, NIGHT, 1.0, 7),))
     out = show(facts(jobs=(job(live(), runs=(failed,)),)), status=1).stdout
-    assert out.startswith("All domains (1) are backed up, the oldest 8 h ago, but something needs attention.\n")
+    assert out.startswith("All domains (1) are backed up, the oldest 8 h ago, but job nightly failed.\n")
     assert "job nightly: Its run of" in out
 
 
