@@ -21,6 +21,7 @@ from vbackup.runs.record import Fault, Outcome, Run, Step, StepKind
 
 log = logging.getLogger(__name__)
 
+NO_JOB = "The configuration has no job: 'vbackup config init' makes one, vbackup.toml(5) describes it."
 #: How long a run waits for another one that works on its repository: the longest night.
 WAIT_S = 12 * 3600.0
 
@@ -97,7 +98,7 @@ def tell_fault(fault: VbackupError, jobs: Sequence[str], config: Config, world: 
 def chosen(words: Sequence[str], config: Config) -> list[Job]:
     """Return the jobs of that names, each once; all without a name. Raises UsageError."""
     if not config.jobs:
-        raise UsageError("The configuration has no job: 'vbackup config init' makes one, vbackup.toml(5) describes it.")
+        raise UsageError(NO_JOB)
     for word in words:
         if word not in config.jobs:
             hint = names.closest(word, config.jobs) or f"; there are: {', '.join(config.jobs)}"
