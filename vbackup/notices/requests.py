@@ -62,8 +62,8 @@ def check_url(notifier: str, url: str) -> SplitResult:
     if parts is None:
         raise NoticeError(
             notifier,
-            "its secret is not a URL such as https://HOST/... or http://HOST:PORT/..., with a port up to 65535 if there is"
-            " one, and without blanks and characters beyond ASCII",
+            "its secret is not a URL such as https://HOST/... or http://HOST:PORT/..., with a port up to 65535 if there"
+            " is one, and without blanks and characters beyond ASCII",
             retry=Retry.NEVER,
         )
     return parts
