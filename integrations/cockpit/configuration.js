@@ -63,7 +63,7 @@ export function configuration(page) {
                 ? alert("ok", "The configuration is valid and can be used")
                 : alert(
                       "danger",
-                      "The configuration has faults; nothing is run with it",
+                      "The configuration has faults; runs are refused, or would fail",
                       h("ul", { class: "vb-reasons" }, faults),
                   ),
             checked.warnings.map(one =>

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 
-from vbackup.api import Run, RunDomain, RunOutcome, RunStep, StepKind
+from vbackup.api import Config, Run, RunDomain, RunOutcome, RunStep, StepKind
 from vbackup.cli import output
 
 OUTCOMES = {
@@ -29,10 +30,14 @@ def print_run(run: Run) -> None:
     print(output.plain(_summary(run)))
 
 
-def failure(run: Run) -> str:
-    """Return the last sentence of a run that did not succeed."""
+def failure(run: Run, config: Config) -> str:
+    """Return the last sentence of a run of the configuration that did not succeed."""
     if run.outcome is RunOutcome.INTERRUPTED:
-        return f"Job {run.job} was interrupted; 'vbackup run --due' makes up for it."
+        job = config.jobs.get(run.job)
+        if job is None or job.calendar is None or run.is_partial:
+            return f"Job {run.job} was interrupted; run the same command again."
+        command = shlex.join(("vbackup", "run", "--due", *config.given))
+        return f"Job {run.job} was interrupted; '{command}' makes up for it."
     failed = [step for step in run.steps if step.outcome in (RunOutcome.FAILED, RunOutcome.SOME_FAILED)]
     begun = [step for step in run.steps if step.outcome is not RunOutcome.SKIPPED]
     which = ", ".join(_name(step) for step in failed)

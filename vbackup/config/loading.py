@@ -7,8 +7,9 @@ What needs libvirt, a repository or a target is for ``vbackup config check`` (vb
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +53,21 @@ class Loaded:
 def read(paths: Sequence[Path] | None = None) -> Config:
     """Return the configuration of the files; None: this user's (documents.default_paths).
 
-    Raises ConfigError, with the first fault; NoConfigError if there are no files.
+    Raises ConfigError, with the first fault and the number of others; NoConfigError if there are no files.
     """
     loaded = load(paths)
-    if loaded.faults:
-        raise loaded.faults[0]
-    return loaded.config
+    if not loaded.faults:
+        return loaded.config
+    first, more = loaded.faults[0], len(loaded.faults) - 1
+    if not more:
+        raise first
+    check = shlex.join(("vbackup", "config", "check", *loaded.config.given))
+    count = (
+        f"There is 1 more fault: '{check}' lists both."
+        if more == 1
+        else f"There are {more} more faults: '{check}' lists all."
+    )
+    raise ConfigError(first.path, first.line, f"{first.fault} {count}")
 
 
 def load(paths: Sequence[Path] | None = None) -> Loaded:
@@ -71,8 +81,12 @@ def load(paths: Sequence[Path] | None = None) -> Loaded:
         raise NoConfigError(
             os.fspath(file), 0, "There is no configuration: 'vbackup config init' writes one from what libvirt has."
         )
-    paths = tuple(path.absolute() for path in files)
-    return _loaded(documents.read(paths), paths)
+    absolute = tuple(path.absolute() for path in files)
+    loaded = _loaded(documents.read(absolute), absolute)
+    if paths is None:
+        return loaded
+    given = tuple(word for path in absolute for word in ("--config", os.fspath(path)))
+    return replace(loaded, config=replace(loaded.config, given=given))
 
 
 def parsed(path: Path, text: str) -> Loaded:

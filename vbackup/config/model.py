@@ -130,3 +130,6 @@ class Config:
     report_html: Path | None = None  #: [report] html
     report_text: Path | None = None  #: [report] text
     origins: Mapping[str, Place] = field(default_factory=dict, compare=False)  #: of "job.nightly.prune.keep-daily"
+    given: tuple[str, ...] = field(
+        default=(), compare=False
+    )  #: the option that names its file; empty: vbackup finds it

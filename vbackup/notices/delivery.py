@@ -39,6 +39,7 @@ class Message:
     time: datetime
     signal: Signal  #: what a ping says
     log_tail: str = ""
+    given: tuple[str, ...] = ()  #: the option that names the configuration
     id: str = field(default_factory=lambda: str(uuid4()))
 
     def text(self, *, log_lines: int | None = None) -> str:
@@ -52,7 +53,7 @@ class Message:
             )
         lines = self.log_tail.splitlines()
         kept = lines if log_lines is None else lines[max(len(lines) - log_lines, 0) :]
-        return text.text(self.occasion, self.host, log_tail="\n".join(kept))
+        return text.text(self.occasion, self.host, log_tail="\n".join(kept), given=self.given)
 
 
 def kind(notifier: Notifier) -> Kind:

@@ -40,8 +40,8 @@ def message(
 ) -> EmailMessage:
     """Return the mail. Raises NoticeError for an address that is none."""
     mail = EmailMessage(policy=policy)
-    mail["From"] = _address(notifier, sender) if sender else Address("vbackup", _user(), _domain(host))
-    mail["To"] = [_address(notifier, one) for one in to]
+    mail["From"] = check_address(notifier, sender) if sender else Address("vbackup", _user(), _domain(host))
+    mail["To"] = [check_address(notifier, one) for one in to]
     mail["Subject"] = plain(title)
     mail["Date"] = time
     mail["Message-ID"] = make_msgid("vbackup", _domain(host))
@@ -56,7 +56,7 @@ def send(notifier: str, mail: EmailMessage, *, program: Path | None, sender: str
     """Give the mail to sendmail, which may only put it into a queue. Raises NoticeError."""
     found = _program(notifier, program)
     # -t: recipients from the header; -i: a line with a dot does not end it. Without a sender it is the user.
-    argv = [found, "-t", "-i", *(("-f", _address(notifier, sender).addr_spec) if sender else ())]
+    argv = [found, "-t", "-i", *(("-f", check_address(notifier, sender).addr_spec) if sender else ())]
     try:
         refuse_lost_ends()
         process = subprocess.Popen(
@@ -97,8 +97,11 @@ def _program(notifier: str, program: Path | None) -> str:
     return found
 
 
-def _address(notifier: str, text: str) -> Address:
-    """Return an address as RFC 5322 has it, "ops@example.org" or a local user's name such as "root"."""
+def check_address(notifier: str, text: str) -> Address:
+    """Return an address as RFC 5322 has it, "ops@example.org" or a local user's name such as "root".
+
+    Raises NoticeError.
+    """
     match = _ADDRESS.fullmatch(text)
     if match is None:
         raise NoticeError(

@@ -61,7 +61,10 @@ def check_url(notifier: str, url: str) -> SplitResult:
     parts = _parts(url)
     if parts is None:
         raise NoticeError(
-            notifier, "its secret is not a URL that begins with https:// or http:// and has a host", retry=Retry.NEVER
+            notifier,
+            "its secret is not a URL such as https://HOST/... or http://HOST:PORT/..., with a port up to 65535 if there"
+            " is one, and without blanks and characters beyond ASCII",
+            retry=Retry.NEVER,
         )
     return parts
 

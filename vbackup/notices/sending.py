@@ -149,7 +149,15 @@ class _Announcement:
         run = found.run
         host = machine.this_host().name if run is None else run.host
         signal = Signal.FAIL if run is not None and is_bad(run) else Signal.SUCCESS
-        return Message(found, text.title(found, host), host, _now(), signal, self.log_tail if run is not None else "")
+        return Message(
+            found,
+            text.title(found, host),
+            host,
+            _now(),
+            signal,
+            self.log_tail if run is not None else "",
+            self.config.given,
+        )
 
     def _jobs(self, notifier: Notifier) -> frozenset[str]:
         jobs = jobs_of(notifier, self.config)

@@ -72,9 +72,17 @@ def title(occasion: Occasion, host: str) -> str:
     return _short(plain(f"{about}: {said}"))
 
 
-def text(occasion: Occasion, host: str, *, log_tail: str = "") -> str:
-    """Return the whole message: what to do, the facts, where to look, and the tail of the log."""
-    parts = [list(_what_to_do(occasion)), list(_facts(occasion, host)), *_lists(occasion), list(_where(occasion))]
+def text(occasion: Occasion, host: str, *, log_tail: str = "", given: tuple[str, ...] = ()) -> str:
+    """Return the whole message: what to do, the facts, where to look, and the tail of the log.
+
+    ``given``: the option that names the configuration, for the commands that are in it.
+    """
+    parts = [
+        list(_what_to_do(occasion, given)),
+        list(_facts(occasion, host)),
+        *_lists(occasion),
+        list(_where(occasion, given)),
+    ]
     if log_tail.strip():
         parts.append(["LAST LINES OF THE LOG", *(f"  {plain(line)}" for line in log_tail.rstrip().splitlines())])
     return "\n\n".join("\n".join(lines) for lines in parts if lines) + "\n"
@@ -127,7 +135,7 @@ def plain(line: str) -> str:
     return "".join(one if one.isprintable() else one.encode("unicode_escape", "replace").decode() for one in line)
 
 
-def _what_to_do(occasion: Occasion) -> Iterator[str]:
+def _what_to_do(occasion: Occasion, given: tuple[str, ...]) -> Iterator[str]:
     """Yield the first lines. The message of a fault says what to do."""
     run = occasion.run
     if run is not None and is_bad(run):
@@ -135,15 +143,15 @@ def _what_to_do(occasion: Occasion) -> Iterator[str]:
         if found:
             yield _about(found[0])
         elif run.outcome is Outcome.INTERRUPTED:
-            yield f"The run was interrupted. Run it again: vbackup run {_quoted(run.job)}"
+            yield f"The run was interrupted. Run it again: {_command('run', run.job, *given)}"
         else:
-            yield f"See what failed below, and run it again: vbackup run {_quoted(run.job)}"
+            yield f"See what failed below, and run it again: {_command('run', run.job, *given)}"
         others = len(found) - 1
         if others > 0:
             yield f"{others} more {'fault is' if others == 1 else 'faults are'} below."
     elif When.OVERDUE in occasion.reasons:
         late = occasion.overdue[0]
-        job = f": vbackup run {_quoted(late.job)}" if late.job else " with 'vbackup backup'"
+        job = f": {_command('run', late.job, *given)}" if late.job else " with 'vbackup backup'"
         yield f"Back up {plain(late.name)}{job}"
     elif When.UNUSUAL in occasion.reasons:
         yield f"Look whether this is what you expect: {plain(occasion.unusual[0])}"
@@ -201,11 +209,11 @@ def _list(heading: str, lines: Sequence[str]) -> list[str]:
     return [heading, *(f"  {one}" for one in [*lines[:_MAX_LINES], *more])]
 
 
-def _where(occasion: Occasion) -> Iterator[str]:
-    job = "" if occasion.run is None else f" {_quoted(occasion.run.job)}"
-    yield f"State of everything:  vbackup status{job}"
+def _where(occasion: Occasion, given: tuple[str, ...]) -> Iterator[str]:
+    words = (*(() if occasion.run is None else (occasion.run.job,)), *given)
+    yield f"State of everything:  {_command('status', *words)}"
     if occasion.run is not None:
-        yield f"Run it again:         vbackup run{job}"
+        yield f"Run it again:         {_command('run', *words)}"
 
 
 def _domain(one: DomainResult) -> str:
@@ -249,8 +257,8 @@ def _short(line: str) -> str:
     return line if len(line) <= _MAX_TITLE else line[: _MAX_TITLE - 3].rstrip() + "..."
 
 
-def _quoted(job: str) -> str:
-    return plain(shlex.quote(job))
+def _command(*words: str) -> str:
+    return plain(shlex.join(("vbackup", *words)))
 
 
 def _local(time: datetime) -> str:

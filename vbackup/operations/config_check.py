@@ -22,8 +22,9 @@ from vbackup.copies.place import TargetPlace
 from vbackup.domain import hosts_file, selection
 from vbackup.domain.host import Host
 from vbackup.domain.selection import Selection
-from vbackup.errors import ConfigError, MissingPackageError, UsageError, VbackupError
-from vbackup.operations import run_commands
+from vbackup.errors import ConfigError, MissingPackageError, NoticeError, UsageError, VbackupError
+from vbackup.notices import mail, requests
+from vbackup.operations import run, run_commands
 from vbackup.repository.repository import Repository
 from vbackup.scripts import finding
 from vbackup.stop import Stop
@@ -58,13 +59,15 @@ class CheckedJob:
 
 @dataclass(frozen=True)
 class CheckedConfig:
-    """What is wrong with a configuration: with ``faults`` nothing is run; ``warnings`` are worth knowing."""
+    """What is wrong with a configuration: ``faults`` have to be put right, ``warnings`` are worth knowing."""
 
     paths: tuple[Path, ...]
     faults: tuple[ConfigError, ...]
     warnings: tuple[ConfigError, ...] = ()
     jobs: tuple[CheckedJob, ...] = ()
     is_offline: bool = False  #: only the files were looked at
+    #: those of ``faults`` with which nothing is run; where the others are, runs would fail as things are now
+    refused: tuple[ConfigError, ...] = ()
 
 
 def check(loaded: Loaded, *, is_offline: bool = False, stop: Stop | None = None) -> CheckedConfig:
@@ -73,10 +76,12 @@ def check(loaded: Loaded, *, is_offline: bool = False, stop: Stop | None = None)
     Raises InterruptedBySignalError.
     """
     config = loaded.config
-    if is_offline:
-        return CheckedConfig(config.paths, loaded.faults, is_offline=True)
+    refused = loaded.faults
+    if not config.jobs and not refused:  # a job that has a fault is not in the configuration
+        refused = (ConfigError(os.fspath(config.paths[0]), 0, run.NO_JOB),)
     checking = _Checking(config, stop or Stop())
-    jobs = checking.all()
+    jobs = () if is_offline else checking.all()
+    checking.check_addresses()
     order = {os.fspath(path): number for number, path in enumerate(config.paths)}
 
     def place(fault: ConfigError) -> tuple[int, int]:
@@ -84,9 +89,11 @@ def check(loaded: Loaded, *, is_offline: bool = False, stop: Stop | None = None)
 
     return CheckedConfig(
         config.paths,
-        tuple(sorted((*loaded.faults, *checking.faults), key=place)),
+        tuple(sorted((*refused, *checking.faults), key=place)),
         tuple(sorted(checking.warnings, key=place)),
         jobs,
+        is_offline,
+        refused,
     )
 
 
@@ -123,6 +130,17 @@ class _Checking:
                 if host is not None:
                     host.close()
         return jobs
+
+    def check_addresses(self) -> None:
+        """Note the mail addresses that are none, which the files alone show."""
+        for notifier in self.config.notifiers.values():
+            sender = () if notifier.mail_from is None else (notifier.mail_from,)
+            for key, addresses in (("mail-to", notifier.mail_to), ("mail-from", sender)):
+                for address in addresses:
+                    try:
+                        mail.check_address(notifier.name, address)
+                    except NoticeError as err:
+                        self._fault(self._place("notify", notifier.name, key), f"{err.reason}.")
 
     # Places
 
@@ -405,10 +423,11 @@ class _Checking:
         except VbackupError as err:
             self._fault(place, str(err))
             return
-        if way in ("ping", "webhook") and not text.startswith(("https://", "http://")):
-            self._fault(
-                place, f"The secret from {secrets.describe(secret)} does not begin with https://, as an address does."
-            )
+        if way in ("ping", "webhook"):
+            try:
+                requests.check_url(notifier.name, text)
+            except NoticeError as err:
+                self._fault(place, f"The secret from {secrets.describe(secret)} cannot be used: {err.reason}.")
 
     def _check_outputs(self) -> None:
         for path, key in (
@@ -416,8 +435,12 @@ class _Checking:
             (self.config.report_html, ("report", "html")),
             (self.config.report_text, ("report", "text")),
         ):
-            if path is not None and not path.parent.is_dir():
+            if path is None:
+                continue
+            if not path.parent.is_dir():
                 self._fault(self._place(*key), f"There is no directory {path.parent} for {path.name}.")
+            elif path.is_dir():
+                self._fault(self._place(*key), f"{path} is a directory: give the path of a file.")
 
 
 def _is_installed(package: str) -> bool:

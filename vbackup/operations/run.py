@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
+from pathlib import Path
 
 from vbackup import machine, names
 from vbackup.config.model import Config, Job
 from vbackup.errors import BusyError, InterruptedBySignalError, Status, StorageError, UsageError, VbackupError
 from vbackup.files import reported
-from vbackup.operations import run_end, run_job, run_results
+from vbackup.operations import run_commands, run_end, run_job, run_results
 from vbackup.operations.run_job import JobRun, World
 from vbackup.operations.run_log import Log
+from vbackup.repository.repository import Repository
 from vbackup.runs import due, lock
 from vbackup.runs.due import Due
 from vbackup.runs.record import Fault, Outcome, Run, Step, StepKind
 
 log = logging.getLogger(__name__)
 
+NO_JOB = "The configuration has no job: 'vbackup config init' makes one, vbackup.toml(5) describes it."
 #: How long a run waits for another one that works on its repository: the longest night.
 WAIT_S = 12 * 3600.0
 
@@ -97,7 +100,7 @@ def tell_fault(fault: VbackupError, jobs: Sequence[str], config: Config, world: 
 def chosen(words: Sequence[str], config: Config) -> list[Job]:
     """Return the jobs of that names, each once; all without a name. Raises UsageError."""
     if not config.jobs:
-        raise UsageError("The configuration has no job: 'vbackup config init' makes one, vbackup.toml(5) describes it.")
+        raise UsageError(NO_JOB)
     for word in words:
         if word not in config.jobs:
             hint = names.closest(word, config.jobs) or f"; there are: {', '.join(config.jobs)}"
@@ -171,9 +174,15 @@ def _run_locked(
         now = world.now()
         jump = due.jump(job, before, now)
         unusual = due.unusual(before, scheduled, now, job.random_delay_s)
-        begun = _begun(
-            replace(new, started=now, id=names.stamp(now), unusual=(*unusual, *([jump] if jump else []))), world
-        )
+        new = replace(new, started=now, id=names.stamp(now), unusual=(*unusual, *([jump] if jump else [])))
+        try:
+            begun = world.store.begin(new)
+        except StorageError as err:  # backups are worth more than their record; each step tries again, and warns
+            log.debug("not on record: %s", err)
+            made = None if scheduled is None else _backed_up_since(scheduled, job, path, now)
+            if made is not None:
+                return NotRun(job.name, _off_record(job, made, err))
+            begun = new
         for sentence in begun.unusual:
             world.reporter.warning(sentence)
         until = None if job.window is None else due.closes(job.window, now)
@@ -190,6 +199,31 @@ def _begun(run: Run, world: World) -> Run:
     except StorageError as err:  # backups are worth more than their record; each step tries again, and warns
         log.debug("not on record: %s", err)
         return run
+
+
+def _backed_up_since(scheduled: datetime, job: Job, path: Path, now: datetime) -> datetime | None:
+    """Return when a domain of the job was last backed up, if that was after its last time.
+
+    Where no run can be put on record, the repository tells that there was one: otherwise each call would make another.
+    """
+    # Another host can have a job for the same repository; of a domain elsewhere, the host in its backup is that one.
+    here = machine.this_host() if not job.connect and job.hosts is None else None
+    found: list[datetime] = []
+    with suppress(VbackupError):  # the backup itself says what is wrong with the repository
+        repository = Repository.open(path)
+        known = {uuid: repository.name_of(uuid) for uuid in repository.uuids()}
+        for uuid in run_commands.belonging(job, known):
+            with suppress(VbackupError):
+                backups = repository.catalogue(uuid, with_chains=False).history.backups
+                found += [one.time for one in backups if not (here and one.host and one.host.is_other_than(here))]
+    return max((one for one in found if scheduled <= one <= now + due.AHEAD), default=None)
+
+
+def _off_record(job: Job, made: datetime, err: StorageError) -> str:
+    return (
+        f"Job {job.name} was backed up at {due.local(made)}, after its last time, so it is not run again. Its runs"
+        f" cannot be put on record: {err}"
+    )
 
 
 def _without_lock(new: Run, err: BusyError, world: World) -> Run:

@@ -19,6 +19,9 @@ from vbackup.runs.record import DomainResult, Fault, Outcome, Step, StepKind
 
 _Document = Mapping[str, Any]
 
+#: The signals that a run passes on to its step.
+_STOPPING = frozenset((signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
+
 
 def step(planned: Planned, ended: Sequence[Ended], *, started: datetime, duration_s: float, stopped: bool) -> Step:
     """Return the step that one command did, or several: audit is one for each domain.
@@ -27,7 +30,7 @@ def step(planned: Planned, ended: Sequence[Ended], *, started: datetime, duratio
     """
     ended = [_believed(one) for one in ended]
     status = joined_status([one.status for one in ended])
-    faults = [fault for one in ended for fault in _faults(one)]
+    faults = [fault for one in ended for fault in _faults(one, stopped=stopped)]
     warnings = [warning for one in ended for warning in one.warnings]
     documents = [one.document for one in ended if one.document is not None]
     is_several = planned.kind is StepKind.AUDIT
@@ -95,21 +98,22 @@ def _without_faults(warnings: Sequence[str], faults: Sequence[Fault]) -> tuple[s
 # faults
 
 
-def _faults(ended: Ended) -> list[Fault]:
+def _faults(ended: Ended, *, stopped: bool) -> list[Fault]:
     """Return what failed; at least one fault if the command did."""
     if ended.status == Status.DONE:
         return []
     found = list(_in_document(ended.document)) if ended.document is not None else []
-    found = found or [Fault("FAILED", ended.status, _last_words(ended))]
+    found = found or [Fault("FAILED", ended.status, _last_words(ended, stopped=stopped))]
     return [replace(fault, domain=fault.domain or ended.domain) for fault in found]
 
 
-def _last_words(ended: Ended) -> str:
+def _last_words(ended: Ended, *, stopped: bool) -> str:
+    if ended.killed_by == signal.SIGKILL:
+        return "It was killed by SIGKILL: by the kernel, if memory was short (see 'journalctl -k'), or by somebody."
     if ended.killed_by is not None:
-        return (
-            f"It was killed by {signal.Signals(ended.killed_by).name}: by the kernel, if memory was short (see"
-            " 'journalctl -k'), or by somebody."
-        )
+        name = signal.Signals(ended.killed_by).name
+        passed_on = stopped and ended.killed_by in _STOPPING
+        return f"It was ended by {name}{', as the run was asked to stop' if passed_on else ''}."
     said = ended.last_words[-1] if ended.last_words else "it said nothing"
     return f"It failed with status {ended.status}: {said}"
 

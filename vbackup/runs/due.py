@@ -41,9 +41,10 @@ class Due:
 def due(job: Job, runs: Sequence[Run], now: datetime, zone: tzinfo | None = None) -> Due:
     """Return whether the last time of the job's calendar has passed without a run that ended.
 
-    ``runs``: of the job, the newest first. A run that was killed or stopped has not ended. One that failed has: it was
-    told, and is not repeated before the next time. One that seems to have begun in the future says nothing, nor does
-    one of other domains, which somebody asked for.
+    ``runs``: of the job, the newest first; that since then which began last decides. A run that was killed or stopped
+    has not ended, and is made up for even if one before it was good: somebody wanted it. One that failed has ended: it
+    was told, and is not repeated before the next time. One that seems to have begun in the future says nothing, nor
+    does one of other domains, which somebody asked for.
     """
     if job.calendar is None:
         return Due(False, None, "has no calendar (at), so only 'vbackup run JOB' runs it")
@@ -55,6 +56,8 @@ def due(job: Job, runs: Sequence[Run], now: datetime, zone: tzinfo | None = None
             continue
         if run.outcome is Outcome.RUNNING:
             return Due(False, scheduled, f"is running since {local(run.started)}")
+        if run.outcome is Outcome.INTERRUPTED:
+            return Due(True, scheduled, f"is due: its run that began at {local(run.started)} was interrupted")
         if run.outcome in _ENDED:
             return Due(False, scheduled, f"was run at {local(run.started)}, after its last time, {local(scheduled)}")
     return Due(True, scheduled, f"is due since {local(scheduled)}")

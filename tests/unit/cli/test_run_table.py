@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from tests.unit.operations.run_examples import config, job
 from tests.unit.runs.examples import FAULT, run
 from vbackup.cli import run_table
 from vbackup.runs.record import Fault, Outcome, Step, StepKind
+
+CONFIG = config(Path("/repository"), job())
 
 
 def printed(capsys: pytest.CaptureFixture[str], *steps: Step) -> list[str]:
@@ -52,4 +56,13 @@ def test_host_is_named_if_there_are_several(capsys: pytest.CaptureFixture[str]) 
     ],
 )
 def test_last_sentence_of_a_failure(outcome: Outcome, sentence: str) -> None:
-    assert run_table.failure(run(outcome=outcome)) == sentence
+    assert run_table.failure(run(outcome=outcome), CONFIG) == sentence
+
+
+def test_what_makes_up_for_an_interruption_is_true() -> None:
+    interrupted = run(outcome=Outcome.INTERRUPTED)
+    given = replace(CONFIG, given=("--config", "/my own.toml"))
+    assert "'vbackup run --due --config '/my own.toml''" in run_table.failure(interrupted, given)
+    by_hand = config(Path("/repository"), job(calendar=None))
+    for one, settings in ((interrupted, by_hand), (replace(interrupted, is_partial=True), CONFIG)):
+        assert run_table.failure(one, settings) == "Job nightly was interrupted; run the same command again."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -35,7 +36,7 @@ def after(one: Run) -> Told:
     return occasion(one).if_sent
 
 
-def said(found: Occasion, **more: str) -> tuple[str, list[str]]:
+def said(found: Occasion, **more: Any) -> tuple[str, list[str]]:
     return text.title(found, "hv1"), text.text(found, "hv1", **more).splitlines()
 
 
@@ -87,6 +88,18 @@ def test_interrupted() -> None:
     title, lines = said(occasion(run(outcome=Outcome.INTERRUPTED, status=143)))
     assert title.endswith("FAILED: interrupted")
     assert lines[0] == "The run was interrupted. Run it again: vbackup run nightly"
+
+
+def test_commands_name_the_configuration_that_was_given() -> None:
+    given = ("--config", "/srv/my.toml")
+    lines = said(occasion(run(outcome=Outcome.INTERRUPTED, status=143)), given=given)[1]
+    assert lines[0] == "The run was interrupted. Run it again: vbackup run nightly --config /srv/my.toml"
+    assert lines[-2:] == [
+        "State of everything:  vbackup status nightly --config /srv/my.toml",
+        "Run it again:         vbackup run nightly --config /srv/my.toml",
+    ]
+    late = said(occasion(state=LATE), given=given)[1]
+    assert late[0] == "Back up web: vbackup run nightly --config /srv/my.toml"
 
 
 def test_bad_status_alone() -> None:

@@ -270,15 +270,15 @@ def test_secrets_are_read_and_never_shown(check: Check, tmp_path: Path, monkeypa
     (tmp_path / "open").write_text("https://x\n")
     (tmp_path / "open").chmod(0o644)
     found = check(
-        f"[notify.a]\nping = {{ file = '{tmp_path}/good' }}\n"
+        f"[job.a]\n[notify.a]\nping = {{ file = '{tmp_path}/good' }}\n"
         f"[notify.b]\nping = {{ file = '{tmp_path}/word' }}\n"
         f"[notify.c]\nwebhook = {{ file = '{tmp_path}/open' }}\n"
         "[notify.d]\nwebhook = { command = ['false'] }\n"
         "[notify.e]\nping = { credential = 'ping' }\n"
     )
-    assert [line for line, _ in faults(found)] == [6, 8, 10]
+    assert [line for line, _ in faults(found)] == [7, 9, 11]
     text = str((faults(found), warnings(found)))
-    assert "does not begin with https://" in text
+    assert "is not a URL such as https://HOST/..." in text
     assert "others can read it" in text
     assert "failed with status 1" in text
     assert "'vbackup schedule' loads it" in text
@@ -286,13 +286,59 @@ def test_secrets_are_read_and_never_shown(check: Check, tmp_path: Path, monkeypa
     assert "5e0a3c1d" not in text
 
 
+@pytest.mark.parametrize("url", ["http:///x", "https://x:99999/y", "https://x/a b", "https://x:port/", "ftp://x/"])
+def test_url_that_no_message_could_be_sent_to_is_a_fault(check: Check, tmp_path: Path, url: str) -> None:
+    (tmp_path / "url").write_text(url)
+    (tmp_path / "url").chmod(0o600)
+    found = check(f"[job.a]\n[notify.a]\nwebhook = {{ file = '{tmp_path}/url' }}\n")
+    [(line, said)] = faults(found)
+    assert line == 5
+    assert "port up to 65535" in said
+    assert url not in said
+    assert found.refused == ()
+
+
+@pytest.mark.parametrize("is_offline", [True, False])
+def test_mail_address_that_is_none_is_a_fault(check: Check, tmp_path: Path, *, is_offline: bool) -> None:
+    (tmp_path / "sendmail").write_text("#!/bin/sh\n")
+    (tmp_path / "sendmail").chmod(0o755)
+    found = check(
+        f"[job.a]\n[notify.m]\nsendmail = '{tmp_path}/sendmail'\nmail-to = ['root', 'no body@x']\n"
+        "mail-from = 'a@b@c'\n",
+        is_offline=is_offline,
+    )
+    assert faults(found) == [
+        (6, "'no body@x' is not a mail address, such as ops@example.org."),
+        (7, "'a@b@c' is not a mail address, such as ops@example.org."),
+    ]
+
+
+@pytest.mark.parametrize("key", ["html", "text"])
+def test_report_that_cannot_be_written_is_a_fault(check: Check, tmp_path: Path, key: str) -> None:
+    assert faults(check(f"[job.a]\n[report]\n{key} = '{tmp_path}'\n")) == [
+        (5, f"{tmp_path} is a directory: give the path of a file.")
+    ]
+    assert faults(check(f"[job.a]\n[report]\n{key} = '{tmp_path}/no/x'\n")) == [
+        (5, f"There is no directory {tmp_path}/no for x.")
+    ]
+    assert faults(check(f"[job.a]\n[report]\n{key} = '{tmp_path}/x'\n")) == []
+
+
+def test_configuration_without_a_job_is_refused(check: Check) -> None:
+    found = check("")
+    assert [said[:28] for _, said in faults(found)] == ["The configuration has no job"]
+    assert found.refused == found.faults
+    # One that has a fault is there, and is what is told.
+    assert [line for line, _ in faults(check("[job.a]\nx = 1\n"))] == [4]
+
+
 def test_package_that_is_not_there_is_a_fault(check: Check, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(config_check.importlib.util, "find_spec", lambda _name: None)
     (tmp_path / "url").write_text("slack://x\n")
     (tmp_path / "url").chmod(0o600)
-    found = check(f"[notify.a]\napprise = {{ file = '{tmp_path}/url' }}\n")
+    found = check(f"[job.a]\n[notify.a]\napprise = {{ file = '{tmp_path}/url' }}\n")
     assert faults(found) == [
-        (4, "'apprise' needs the Python package apprise, which is not installed: on Debian, apprise.")
+        (5, "'apprise' needs the Python package apprise, which is not installed: on Debian, apprise.")
     ]
 
 

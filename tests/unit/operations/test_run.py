@@ -11,11 +11,14 @@ from typing import Any
 
 import pytest
 
+from tests.unit.builders import backup, commit
 from tests.unit.operations.run_examples import BUSY, GOOD, NOW, PLACE, Site, config, job
 from tests.unit.runs.examples import running
+from vbackup import machine
 from vbackup.config.calendar import Window
 from vbackup.config.model import Job, Notifier, When
 from vbackup.errors import NoSpaceError, StorageError, UsageError
+from vbackup.model import HostIdentity
 from vbackup.notices import sending
 from vbackup.operations import run as operation
 from vbackup.operations.run import Ran, RunRequest
@@ -138,6 +141,38 @@ def test_only_what_is_due_is_run_and_that_once(site: Site) -> None:
     [made] = run(site, job(), request=DUE).runs
     assert made.scheduled == (NOW + timedelta(days=1)).replace(second=0)
     assert made.unusual == ()
+
+
+def _full(*_arguments: object) -> Any:
+    raise NoSpaceError("Cannot write the record: no space left.")
+
+
+@pytest.mark.parametrize(
+    ("changes", "host", "is_run"),
+    [
+        ({}, None, False),
+        ({"domains": ("mail",)}, None, True),
+        ({"connect": (), "domains": ()}, HostIdentity("elsewhere", "0" * 32), True),
+        ({"connect": (), "domains": ()}, machine.this_host(), False),
+        ({"connect": ("qemu+ssh://elsewhere/system",)}, HostIdentity("elsewhere", None), False),
+    ],
+)
+def test_without_a_record_the_repository_says_whether_there_was_a_run(
+    site: Site, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], host: HostIdentity | None, *, is_run: bool
+) -> None:
+    for name in ("begin", "update", "end"):
+        monkeypatch.setattr(type(site.store), name, _full)
+    commit(site.repository, backup(1, time=NOW - timedelta(hours=5), host=host))
+    site.clock.forward(minutes=15)
+    assert ids(run(site, job(**changes), request=DUE)) == ["nightly"]  # the backup is of the day before
+    commit(site.repository, backup(2, time=NOW + timedelta(minutes=1), host=host))
+    again = run(site, job(**changes), request=DUE)
+    assert (len(again.runs), again.status) == (int(is_run), 0)
+    if not is_run:
+        [missed] = again.not_run
+        assert missed.error is None
+        assert "is not run again. Its runs cannot be put on record: Cannot write the record" in missed.reason
+    assert ids(run(site, job(**changes))) == ["nightly"]  # by hand
 
 
 def test_a_missed_run_is_made_up_for_and_says_so(site: Site) -> None:

@@ -166,11 +166,25 @@ def test_a_signal_that_was_passed_on_interrupts() -> None:
 
 
 @pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (signal.SIGTERM, "It was ended by SIGTERM, as the run was asked to stop."),
+        (signal.SIGABRT, "It was ended by SIGABRT."),
+    ],
+)
+def test_a_signal_that_was_passed_on_is_not_the_kernels(number: signal.Signals, message: str) -> None:
+    [fault] = step(StepKind.BACKUP, Ended(128 + number, None, killed_by=number), stopped=True).faults
+    assert fault.message == message
+
+
+@pytest.mark.parametrize(
     ("ended", "message"),
     [
         (Ended(1, None, ("first", "Traceback")), "It failed with status 1: Traceback"),
         (Ended(1, None), "It failed with status 1: it said nothing"),
         (Ended(137, None, killed_by=signal.SIGKILL), "It was killed by SIGKILL: by the kernel, if memory was short"),
+        (Ended(143, None, killed_by=signal.SIGTERM), "It was ended by SIGTERM."),
+        (Ended(139, None, killed_by=signal.SIGSEGV), "It was ended by SIGSEGV."),
         (Ended(5, {"schema": "vbackup.future/1"}, ("Hm.",)), "It failed with status 5: Hm."),
     ],
 )

@@ -88,5 +88,5 @@ def _add_output(parser: Any) -> None:
         "--output",
         metavar="FILE",
         type=Path,
-        help="write it to this file, which does not exist yet (default: standard output)",
+        help="write it to this file, which does not exist yet (default, and -: standard output)",
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 
 from vbackup.api import ValueKind, ValuesRequest, completion_values
 from vbackup.cli.commands.completion import VALUES
@@ -33,7 +34,9 @@ def run(options: argparse.Namespace, context: Context) -> int:
 
 
 def _refuse_values(options: argparse.Namespace) -> None:
-    for given in (*options.kinds, *filter(None, (options.domain, options.backup, options.config))):
+    # What only the environment names was not given: it is there for other commands.
+    config = None if options.config == os.environ.get("VBACKUP_CONFIG") else options.config
+    for given in (*options.kinds, *filter(None, (options.domain, options.backup, config))):
         raise UsageError(f"{given!r} is for 'vbackup completion values': leave it out to get the script.")
 
 

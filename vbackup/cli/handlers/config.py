@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 from vbackup.api import (
@@ -78,11 +79,20 @@ def _print_checked(checked: CheckedConfig) -> None:
         print(output.plain(f"{place}: warning: {warning.fault}"))
     for job in checked.jobs if not checked.faults else ():
         print(output.plain(_job_sentence(job)))
-    count = len(checked.faults)
-    if count:
-        print(f"{count} fault{'s' if count > 1 else ''}; nothing is run with this configuration.")
+    if checked.faults:
+        print(_verdict(len(checked.refused), len(checked.faults) - len(checked.refused)))
     else:
         print("The configuration is valid." if checked.is_offline else "The configuration is valid and can be used.")
+
+
+def _verdict(refused: int, unmet: int) -> str:
+    """Return what the faults mean: ``refused`` of the configuration, and ``unmet`` of what it names."""
+    more = " more" if refused else ""
+    where = f"{unmet}{more} place{'s' if unmet > 1 else ''} where runs would fail as things are now"
+    if not refused:
+        return f"{where}; the configuration itself is valid."
+    said = f"{refused} fault{'s' if refused > 1 else ''}; nothing is run with this configuration."
+    return f"{said} {where}." if unmet else said
 
 
 def _job_sentence(job: CheckedJob) -> str:
@@ -143,7 +153,7 @@ def _refuse_json(context: Context) -> None:
 
 def _give(options: argparse.Namespace, text: str, context: Context) -> None:
     """Print the configuration, or write it to a file, which must be new."""
-    if options.output is None:
+    if options.output in (None, Path("-")):
         sys.stdout.write("\n".join(map(output.plain, text.split("\n"))))
         return
     write_config(options.output, text)

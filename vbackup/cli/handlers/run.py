@@ -61,7 +61,7 @@ def _run(options: argparse.Namespace, context: Context) -> int:
     if context.as_json:
         context.print_document("vbackup.runs/1", _document(ran))
     else:
-        _print(ran, context, only_due=options.due)
+        _print(ran, context, config, only_due=options.due)
     return ran.status
 
 
@@ -118,7 +118,7 @@ def _document(ran: Ran) -> dict[str, Any]:
     }
 
 
-def _print(ran: Ran, context: Context, *, only_due: bool) -> None:
+def _print(ran: Ran, context: Context, config: Config, *, only_due: bool) -> None:
     shown = [one for one in ran.runs if one.status or not context.is_quiet]
     for number, one in enumerate(shown):
         if number:
@@ -131,7 +131,7 @@ def _print(ran: Ran, context: Context, *, only_due: bool) -> None:
             print(output.plain(missed.reason))
     for one in ran.runs:
         if one.status:
-            journal.failed(output.plain(run_table.failure(one)), job=one.job, status=str(one.status))
+            journal.failed(output.plain(run_table.failure(one, config)), job=one.job, status=str(one.status))
 
 
 # what would be done

@@ -70,6 +70,14 @@ def test_what_is_for_values_is_refused_for_a_script(command: Command, words: tup
     assert "leave it out" in command("completion", *words, status=2).stderr
 
 
+@pytest.mark.parametrize("shell", SHELLS)
+def test_environment_does_a_script_no_harm(command: Command, monkeypatch: pytest.MonkeyPatch, shell: str) -> None:
+    monkeypatch.setenv("VBACKUP_CONFIG", "/x.toml")
+    monkeypatch.setenv("VBACKUP_REPOSITORY", "/x")
+    assert command("completion", shell).stdout
+    assert "leave it out" in command("completion", shell, "--config", "/y.toml", status=2).stderr
+
+
 def test_unknown_shell_or_kind_is_refused_with_those_that_there_are(command: Command) -> None:
     assert "'bash', 'zsh', 'fish'" in command("completion", "tcsh", status=2).stderr
     assert "domains, recorded-domains" in command("completion", "values", "domain", status=2).stderr

@@ -59,6 +59,7 @@ def test_first_configuration_can_be_used_as_it_is(command: Command, repository: 
     checked = command("config", "check", "--config", path)
     assert "Job nightly: 2 domains (web, db) to main, next on " in checked.stdout
     assert checked.stdout.endswith("The configuration is valid and can be used.\n")
+    assert command("config", "init", "-r", repository, "--output", "-").stdout == printed
     refused = command("config", "init", "--output", path, status=2)
     assert "is never overwritten" in refused.stderr
     assert path.read_text() == printed
@@ -71,7 +72,9 @@ def test_check_prints_every_fault_with_its_place(command: Command, file: Path) -
     lines = done.stdout.splitlines()
     assert lines[0] == f"{file}:10: Unknown key 'keep-dayly' in [job.nightly.prune]; the closest is 'keep-daily'."
     assert lines[1] == f"{file}:12: Job b: 'x*' matches no domain."
-    assert lines[-1] == "4 faults; nothing is run with this configuration."
+    assert lines[-1] == (
+        "1 fault; nothing is run with this configuration. 3 more places where runs would fail as things are now."
+    )
     assert command("config", "check", "--config", file, "-q", status=2).stdout == done.stdout
     document = command("config", "check", "--config", file, "--json", status=2).document
     assert document["valid"] is False
@@ -88,6 +91,26 @@ def test_check_of_a_good_one_has_its_jobs(command: Command, file: Path) -> None:
     assert command("config", "check", "--config", file, "-q").stdout == ""
     offline = command("config", "check", "--config", file, "--offline").stdout
     assert offline == "The configuration is valid.\n"
+
+
+def test_check_says_of_the_world_that_runs_would_fail(command: Command, file: Path) -> None:
+    file.write_text(file.read_text().replace("'d*'", "'x*'"))
+    lines = command("config", "check", "--config", file, status=2).stdout.splitlines()
+    assert (lines[0], lines[-1]) == (
+        f"{file}:5: Job nightly: 'x*' matches no domain.",
+        "1 place where runs would fail as things are now; the configuration itself is valid.",
+    )
+
+
+@pytest.mark.parametrize("words", [(), ("--offline",)])
+def test_configuration_without_a_job_is_one_that_run_refuses(
+    command: Command, file: Path, words: tuple[str, ...]
+) -> None:
+    file.write_text("")
+    said = command("config", "check", *words, "--config", file, status=2).stdout.splitlines()
+    assert said[-1] == "1 fault; nothing is run with this configuration."
+    refused = command("run", "--config", file, status=2).stderr
+    assert said[0].removeprefix(f"{file}: ") in refused
 
 
 def test_broken_toml_is_status_two_with_file_and_line(command: Command, file: Path) -> None:
