@@ -255,7 +255,7 @@ def why_denied(path: Path, wanted: str = "rw") -> str:
             if missing:
                 break
             continue
-        status = barrier.stat()
+        status = _status(barrier)
         owner = user_name(status.st_uid)
         denied = (
             f"vbackup runs as {user}, who may not {_RIGHTS[right]} {barrier} (owner {owner}, mode"
@@ -272,6 +272,14 @@ def why_denied(path: Path, wanted: str = "rw") -> str:
             return f"{denied} Run vbackup as root."
         return f"{denied} Run vbackup as root, or as root run: setfacl -m u:{user}:{right} {shlex.quote(str(barrier))}."
     return f"vbackup runs as {user}, whom no file mode stops; the kernel log shows whether AppArmor or SELinux does."
+
+
+def _status(path: Path) -> os.stat_result:
+    """Return what the kernel says of a path; of a link that it does not follow (fs.protected_symlinks), of the link."""
+    try:
+        return path.stat()
+    except OSError:
+        return path.lstat()
 
 
 def user_name(uid: int) -> str:

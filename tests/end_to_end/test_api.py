@@ -21,6 +21,7 @@ from tests import daemon as daemon_
 from tests.lab import DiskSpec, Lab, Machine, compare, domain_xml
 from vbackup import api
 from vbackup.api import BackupRequest, Level, PruneRequest, RestoreRequest, Rules, Stop, Wanted, documents
+from vbackup.config import documents as config_documents
 from vbackup.errors import BaseError, BusyError, DiskError, DomainNotFoundError, InterruptedBySignalError
 from vbackup.report import Phase
 
@@ -195,9 +196,20 @@ def examples() -> list[str]:
 
 
 def test_examples_of_the_page_work(
-    web: Machine, lab: Lab, tmp_path: Path, capsys: pytest.CaptureFixture[str], sockets: Path
+    web: Machine,
+    lab: Lab,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    sockets: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Each with a new repository; what one restores is what the disk holds."""
+    config = tmp_path / "vbackup.toml"
+    # Without times no run of it is due.
+    config.write_text(f'[repository.main]\npath = "{tmp_path}/main"\n[job.nightly]\nconnect = ["{lab.uri}"]\n')
+    config.chmod(0o600)
+    monkeypatch.setattr(config_documents, "default_paths", lambda: (config,))
+    monkeypatch.setenv("VBACKUP_STATE", os.fspath(tmp_path / "state"))
     lab.boot("db", [DiskSpec(tmp_path / "db.qcow2", size="1M")])
     expected = tmp_path / "expected.qcow2"
     DiskSpec(expected, size="16M").create()
@@ -212,7 +224,7 @@ def test_examples_of_the_page_work(
         capsys.readouterr()
         here = source.replace("qemu:///system", lab.uri).replace("/srv/backup", os.fspath(place / "repository"))
         here = here.replace("/restored", os.fspath(place / "restored")).replace("/var/tmp", os.fspath(place))
-        here = here.replace("/etc/vbackup/hosts", os.fspath(hosts))
+        here = here.replace("/etc/vbackup/hosts", os.fspath(hosts)).replace("/etc/vbackup/vbackup.toml", str(config))
         exec(compile(here, f"example {number}", "exec"), {"__name__": "example"})
         backups = {one.name: len(one.backups) for one in vb.records()}
         assert backups.get("web", 0) == ("/srv/backup" in source), source

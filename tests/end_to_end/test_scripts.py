@@ -128,7 +128,9 @@ def test_scripts_run_for_each_domain_and_a_group_stands_together(fleet: Fleet, d
     assert {name: [one["phase"] for one in entry["scripts"]] for name, entry in by_name(document).items()} == {
         name: ["pre-backup", "post-backup"] for name in ("one", "two")
     }
-    script("domains/two/pre-backup.d/60-no", "exit 1")
+    # It fails when that of the other domain has run, which the failure would otherwise stop.
+    others = f"$(grep -c pre-backup {fleet.tmp_path}/one)"
+    script("domains/two/pre-backup.d/60-no", f'while [ "{others}" -lt 2 ]; do sleep 0.05; done; exit 1')
     before = fleet.entries()
     states = fleet.states()
     document = fleet.backup("one", "two", "--group", *options, status=9).document
