@@ -90,11 +90,16 @@ def exposition(overview: Overview) -> bytes:
         for name, (documentation, labels) in METRICS.items()
     }
     for name, labels, value in samples(overview):
-        families[name].add_metric(labels, value)
+        families[name].add_metric([_as_utf8(label) for label in labels], value)
     registry = core.CollectorRegistry()
     registry.register(_Collected([family for family in families.values() if family.samples]))
     text: bytes = client.generate_latest(registry)
     return text
+
+
+def _as_utf8(label: str) -> str:
+    """Return a label with what is not UTF-8, as a path can have, escaped as messages escape it."""
+    return label.encode(errors="backslashreplace").decode()
 
 
 def require() -> None:

@@ -108,6 +108,13 @@ def test_names_are_escaped() -> None:
     assert any(("domain", 'a"b\\c\n') in labels for labels in found["vbackup_domain_backups"])
 
 
+def test_a_path_that_is_not_utf_8_is_escaped() -> None:
+    overview = assess.overview(rich())
+    [place] = overview.repositories
+    strange = replace(overview, repositories=(replace(place, path="/srv/a\udcffb"),))
+    assert b'path="/srv/a\\\\udcffb"' in metrics.exposition(strange)
+
+
 def test_without_the_package_it_is_said_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     original = builtins.__import__
 
