@@ -7,7 +7,7 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              values  context  output  streams  terminal  reporters  batch  plans  backup_table  qemu
                              merges  background  keys  guest_files  proofs  live_restore  one_by_one  script_options
                              session_changes  making  pipes  director_config  copies  copies_prune  copies_verify
-                             copies_rewrap  fleet  journal  run_table  overviews  grammar  completion_script
+                             copies_rewrap  fleet  journal  run_table  overviews  grammar  completion_script  collector
     api                      the library, on which the command line is written: connection  connected  hosts  backups
                              restores  records  upkeep  contents  attached  streams  copies  documents  sessions
                              standbys  fleet  daily  configuration  monitoring  notices  schedules

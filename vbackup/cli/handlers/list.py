@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import gc
 import heapq
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
@@ -28,6 +26,7 @@ from vbackup.api import (
 )
 from vbackup.cli import backup_table, copies, output
 from vbackup.cli.arguments import optional_domain_of
+from vbackup.cli.collector import without_cycles
 from vbackup.cli.context import Context
 from vbackup.errors import Status, UsageError
 from vbackup.files import of_link
@@ -36,20 +35,8 @@ from vbackup.model import Backup, Level
 
 def run(options: argparse.Namespace, context: Context) -> int:
     """Print the backups; broken ones are warnings, and make the exit status 6."""
-    with _without_cycles():
+    with without_cycles():
         return _run(options, context)
-
-
-@contextmanager
-def _without_cycles() -> Iterator[None]:
-    """Spare Python the search for cycles among what is read, which stays until the end: a fifth of the time."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def _run(options: argparse.Namespace, context: Context) -> int:
