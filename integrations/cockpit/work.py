@@ -1,7 +1,7 @@
 """Long work that goes on when the browser is closed: start a vbackup, find it again, stop it.
 
 The page gives this program to ``python3 -I -c`` with a command; it needs only Python. The work is a unit of systemd
-where that runs, and otherwise a process in a session of its own. Each has a record, STATE/cockpit/ID, with what was
+where that runs, and otherwise a process in a separate session. Each has a record, STATE/cockpit/ID, with what was
 asked (work.json), what vbackup reports (progress) and prints (result), and how it ended (end.json). STATE is that of
 vbackup: VBACKUP_STATE, root's /var/lib/vbackup, or ~/.local/state/vbackup.
 
@@ -155,7 +155,7 @@ def run(directory: Path) -> int:
         (directory / "progress").open("ab") as progress,
         (directory / "result").open("wb") as result,
     ):
-        # A session of its own, so that a signal to the unit reaches vbackup once, through this process.
+        # A separate session, so that a signal to the unit reaches vbackup once, through this process.
         try:
             child = subprocess.Popen(
                 ["vbackup", *asked["argv"]], stdin=subprocess.DEVNULL, stdout=result, stderr=progress, cwd="/",

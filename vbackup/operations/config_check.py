@@ -132,7 +132,7 @@ class _Checking:
         return jobs
 
     def check_addresses(self) -> None:
-        """Note the mail addresses that are none, which the files alone show."""
+        """Note invalid mail addresses, which the files alone show."""
         for notifier in self.config.notifiers.values():
             sender = () if notifier.mail_from is None else (notifier.mail_from,)
             for key, addresses in (("mail-to", notifier.mail_to), ("mail-from", sender)):

@@ -12,7 +12,7 @@ _COMMANDS = {
         "let jobs run by themselves",
         "Let jobs run by themselves, or bring what is installed up to date: by timers of systemd, or else by cron.",
     ),
-    "remove": ("let jobs run by themselves no more", "Remove what 'vbackup schedule install' has installed."),
+    "remove": ("stop jobs from running by themselves", "Remove what 'vbackup schedule install' has installed."),
     "list": (
         "list when jobs run by themselves",
         "List the jobs: whether each runs by itself, when next, and whether that is what the configuration says.",
