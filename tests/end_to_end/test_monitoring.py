@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http
 import json
 import os
 import re
@@ -75,7 +76,10 @@ def fetched(url: str, *, until: Callable[[bytes], bool] = bool) -> bytes:
             if until(body):
                 return body
         except urllib.error.HTTPError as err:
-            raise AssertionError(err.read().decode()) from err
+            body = err.read()
+            # Prometheus answers so from the moment it listens until it has read its own files.
+            if err.code != http.HTTPStatus.SERVICE_UNAVAILABLE:
+                raise AssertionError(body.decode()) from err
         except OSError:
             body = b""
         assert time.monotonic() < deadline, f"{url} did not answer: {body!r}"
