@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import configparser
+import functools
 import re
 from pathlib import Path
 
@@ -159,6 +160,7 @@ def test_drawing_and_contract_have_the_rooms_in_one_order() -> None:
     assert sorted(contract) == ROOMS
 
 
+@functools.cache
 def module_files() -> dict[str, Path]:
     """Every module with code, by its name without ``vbackup.``: its path in the package, without __init__.py.
 

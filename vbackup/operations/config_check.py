@@ -404,7 +404,7 @@ class _Checking:
                 self._place("notify", notifier.name, "sendmail"),
                 f"{notifier.sendmail} is not a program that can be run.",
             )
-        elif notifier.mail_to and shutil.which("sendmail") is None and not os.access(_SENDMAIL, os.X_OK):
+        elif notifier.sendmail is None and notifier.mail_to and not _has_sendmail():
             self._fault(
                 self._place("notify", notifier.name, "mail-to"),
                 "'mail-to' needs sendmail, which is not installed: a mail server has it, or msmtp-mta.",
@@ -441,6 +441,10 @@ class _Checking:
                 self._fault(self._place(*key), f"There is no directory {path.parent} for {path.name}.")
             elif path.is_dir():
                 self._fault(self._place(*key), f"{path} is a directory: give the path of a file.")
+
+
+def _has_sendmail() -> bool:
+    return shutil.which("sendmail") is not None or os.access(_SENDMAIL, os.X_OK)
 
 
 def _is_installed(package: str) -> bool:
