@@ -68,7 +68,7 @@ section = $(patsubst .%,%,$(suffix $(1)))
 PYTEST = setpriv --pdeathsig TERM $(BIN)/python -m pytest --numprocesses=$(JOBS) --no-loadscope-reorder --durations=10
 
 # The user's Python settings must not change what is tested.
-unexport PYTHONHOME PYTHONPATH PYTHONUNBUFFERED
+unexport PYTHONHOME PYTHONPATH PYTHONUNBUFFERED PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

@@ -24,6 +24,7 @@ from tests.contract.conftest import (
     plain_file,
 )
 from tests.contract.test_actions import no_disks
+from tests.crossed import crossed
 from vbackup.domain.attached import AttachedQemu
 from vbackup.operations import transaction
 from vbackup.operations.transaction import Done, TransactionRequest
@@ -151,9 +152,10 @@ def digest(bits: set[int]) -> str:
     return hashlib.sha256(number.to_bytes(GRANULES // 8, "little")).hexdigest()
 
 
-@pytest.mark.parametrize("completion", COMPLETIONS)
-@pytest.mark.parametrize("end", ENDS)
-@pytest.mark.parametrize(("sync", "bitmap_mode"), SYNC_AND_BITMAP_MODES, ids=str)
+@pytest.mark.parametrize(
+    ("sync", "bitmap_mode", "end", "completion"),
+    crossed([(*modes, end) for modes in SYNC_AND_BITMAP_MODES for end in ENDS], COMPLETIONS),
+)
 def test_bits_are_as_promised(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, sync: str, bitmap_mode: str, end: str, completion: str
 ) -> None:

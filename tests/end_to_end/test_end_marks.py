@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.crossed import crossed
 from tests.daemon import wait_for
 from tests.end_to_end.chains import Chain, levels, reasons
 from tests.lab import DiskSpec, Lab
@@ -33,8 +34,7 @@ def end_marks(chain: Chain) -> list[str]:
     return sorted(name for names in chain.machine.bitmaps().values() for name in names if "-end-" in name)
 
 
-@pytest.mark.parametrize("image_format", ["qcow2", "raw"])
-@pytest.mark.parametrize("size_bytes", SIZES)
+@pytest.mark.parametrize(("size_bytes", "image_format"), crossed(SIZES, ["qcow2", "raw"]))
 def test_disk_shrunk_and_grown_again_costs_a_full(
     lab: Lab, command: Command, repository: Path, tmp_path: Path, image_format: str, size_bytes: int
 ) -> None:
@@ -54,8 +54,7 @@ def test_disk_shrunk_and_grown_again_costs_a_full(
     assert (levels(done), done["disks"][0]["copied_bytes"]) == ({"vda": "incremental"}, 2 * 65536)
 
 
-@pytest.mark.parametrize("kind", ["raw", "small clusters", "backed"])
-@pytest.mark.parametrize("cut_bytes", [512, 65024])
+@pytest.mark.parametrize(("kind", "cut_bytes"), crossed(["raw", "small clusters", "backed"], [512, 65024]))
 def test_shrink_within_the_last_granule_is_copied(
     lab: Lab, command: Command, repository: Path, tmp_path: Path, kind: str, cut_bytes: int
 ) -> None:

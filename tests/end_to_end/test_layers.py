@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import libvirt
 import pytest
 
+from tests.crossed import crossed
 from tests.daemon import Daemon, wait_for
 from tests.end_to_end.chains import END_BYTES, Chain, levels, reasons
 from tests.end_to_end.test_bases import commit
@@ -170,8 +171,7 @@ def test_change_below_the_bitmaps_before_a_start_costs_a_full(layered: Chain, ch
     assert levels(layered.backup()) == FULL
 
 
-@pytest.mark.parametrize("starts", [False, True])
-@pytest.mark.parametrize("name", ["middle", "base"])
+@pytest.mark.parametrize(("name", "starts"), crossed(["middle", "base"], [False, True]))
 def test_layer_that_was_overwritten_and_given_back_its_time_costs_a_full(
     layered: Chain, name: str, *, starts: bool
 ) -> None:
@@ -471,8 +471,7 @@ def test_layer_that_could_not_be_read_once_costs_a_full_when_it_was_touched(
     assert levels(off.backup()) == FULL
 
 
-@pytest.mark.parametrize("restarts", [False, True])
-@pytest.mark.parametrize("between", [False, True])
+@pytest.mark.parametrize(("restarts", "between"), crossed([False, True], [False, True]))
 def test_overlay_that_is_committed_each_night_costs_no_full(layered: Chain, *, restarts: bool, between: bool) -> None:
     """Except if the backup before was of the overlay and QEMU was restarted since: see the test below."""
     is_provable = not (restarts and between)

@@ -3,7 +3,7 @@
 A child process merges, and ends itself by SIGKILL before its n-th step. A step is whatever changes a file (Python's
 audit events), an fsync, an exchange of directories, or a command for the storage daemon, which the kernel then ends.
 After it the repository is read without a lock, then the next command recovers, and again every backup that is listed is
-compared with what it contained. VBACKUP_KILLS=1 takes every step, the default is every fifteenth.
+compared with what it contained. VBACKUP_KILLS=1 takes every step, the default is every thirtieth.
 
 These are also the tests of repository.merge_stage.
 """
@@ -38,7 +38,7 @@ from vbackup.stop import Stop
 EVENTS = frozenset(
     ("os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "subprocess.Popen", "fcntl.ioctl")
 )
-EVERY = int(os.environ.get("VBACKUP_KILLS", "15"))
+EVERY = int(os.environ.get("VBACKUP_KILLS", "30"))
 DIES, FAILS, DONE = -signal.SIGKILL, 1, 0
 SIZE = 1024 * 1024
 

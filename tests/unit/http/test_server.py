@@ -27,7 +27,7 @@ from vbackup.stop import Stop
 
 MIB = 1024 * 1024
 SIZE = 5 * MIB + 512
-CONTENT = bytes(number % 251 for number in range(SIZE))
+CONTENT = (bytes(range(251)) * (SIZE // 251 + 1))[:SIZE]
 TOKEN = "0123456789abcdef-token"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
 PATIENCE_S = 10.0
