@@ -149,8 +149,14 @@ def build(words: Collection[str] = COMMANDS.keys()) -> Parser:
         if name in words:
             import_module(f"vbackup.cli.commands.{name.replace('-', '_')}").add(_Commands(commands))
         else:
-            commands.add_parser(name, help=purpose)
+            _list_only(commands, name, purpose)
     return parser
+
+
+def _list_only(commands: Any, name: str, purpose: str) -> None:
+    """Let a command be listed by --help and known by its name, without a parser, which costs more than all the rest."""
+    commands._choices_actions.append(commands._ChoicesPseudoAction(name, [], purpose))
+    commands._name_parser_map[name] = None
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
