@@ -1,6 +1,6 @@
 """Restore to a hypervisor that SSH leads to: images, machine and definition are there, nothing is left of failures.
 
-vbackup.operations.restore_there, tpm_there and rollback_there decide and vbackup.images.there writes.
+vbackup.operations.restore_there, tpm_there and in_place_there decide and vbackup.images.there writes.
 """
 
 from __future__ import annotations

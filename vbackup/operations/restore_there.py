@@ -12,21 +12,18 @@ import os
 import shlex
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 from vbackup.domain import defining, domain_xml
 from vbackup.domain.host import Host
 from vbackup.domain.restored_xml import RestoredXml
 from vbackup.engine import restored_checkpoint
-from vbackup.errors import NoSpaceError, QmpError, RemoteError, StorageError, UnsuitableError
+from vbackup.errors import LinkLostError, NoSpaceError, QmpError, RemoteError, StorageError, UnsuitableError
 from vbackup.hooks import half_restored
 from vbackup.images.destination import Destination
-from vbackup.images.flatten import layers_of
-from vbackup.images.opened_point import OpenedPoint
-from vbackup.images.restoring import Restoring, needed_bytes
+from vbackup.images.restoring import needed_bytes
 from vbackup.images.there import ImageThere, Served, Writing
 from vbackup.layers import ChainState, FileState, LayerState
 from vbackup.model import ImageFormat, MachineKind
@@ -35,7 +32,6 @@ from vbackup.operations.restore import Restored, RestoreRequest
 from vbackup.operations.restore_scripts import Way
 from vbackup.operations.restored_domain import Prepared
 from vbackup.operations.restored_machine import Placed
-from vbackup.qemu.nbd_address import NbdAddress
 from vbackup.remote.link import Link
 from vbackup.report import Reporter
 from vbackup.repository import chosen, verify
@@ -257,28 +253,37 @@ def _write_all(
 
     Returns the disks (dev) whose next backup starts from the backup.
     """
-    link, output = work.link, work.output
+    link, output, request = work.link, work.output, work.request
     checkpoints: list[str] = []
-    layers = {dev: layers_of(point.paths(work.repository, dev)) for dev in point.chains}
-    with ExitStack() as stack:
+    places = {one.dev: one.path for one in destinations}
+    has_checkpoint = request.checkpoint and (request.define is None or request.define.name is None)  # of the original
+
+    def finish(image: ImageThere, served: Served) -> None:
+        if has_checkpoint and add_checkpoint(
+            served,
+            image,
+            places[image.dev],
+            choice=point.choice,
+            repository=work.repository,
+            reporter=work.reporter,
+            stop=work.stop,
+        ):
+            checkpoints.append(image.dev)
+
+    with tempfile.TemporaryDirectory(prefix="vbackup-") as directory:
+        here = Path(directory)
         stage = Path(link.stage(os.fspath(output)))
-        here = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vbackup-")))
-        opened = stack.enter_context(OpenedPoint(layers, reporter=work.reporter))
-        opened.listen(here / "nbd")
-        restoring = Restoring(work.repository, work.reporter, work.stop, here)
-        writing = Writing(link, work.repository, work.reporter, work.stop, work.request.speed_bytes_s)
-        for one in destinations:
-            links = point.chains[one.dev]
-            export = opened.export_nbd(one.dev)
-            image = ImageThere(
-                one.dev, os.fspath(stage / one.path.name), one.image_format, links[0].image.virtual_size_bytes
+        images = [
+            ImageThere(
+                one.dev,
+                os.fspath(stage / one.path.name),
+                one.image_format,
+                point.chains[one.dev][0].image.virtual_size_bytes,
             )
-            with restoring.lists(links) as lists:
-                source = NbdAddress(one.dev, path=here / "nbd").uri
-                writing.write(
-                    links, image, source, lists, finish=partial(_add_checkpoint, one, point.choice, checkpoints, work)
-                )
-            opened.remove_export(export)
+            for one in destinations
+        ]
+        writing = Writing(link, work.repository, work.reporter, work.stop, request.speed_bytes_s)
+        writing.write_all(images, point.chains, finish=finish)
         moves = [(stage / one.path.name, one.path) for one in destinations]
         restored_machine.write(machine, point.backup, here, repository=work.repository, stop=work.stop)
         for placed in machine:
@@ -293,40 +298,57 @@ def _write_all(
         # The domain XML last: where it is, all that it names is there.
         moves.append((stage / "domain.xml", output / "domain.xml"))
         link.publish([(os.fspath(source), os.fspath(target)) for source, target in moves])
+        remove_stage(stage, link)
     return checkpoints
 
 
-def _add_checkpoint(one: Destination, choice: Choice, checkpoints: list[str], work: _Work, served: Served) -> None:
-    """Let the chain of a restored disk go on from the backup, if it is a disk of the original: see restored_checkpoint.
+def remove_stage(stage: Path, link: Link) -> None:
+    """Remove a directory of ``Link.stage`` at once: a pool would have it as a volume, and a link can last.
 
-    What goes wrong is a warning: the next backup is a full then.
+    The helper removes it at the end of the link. Never fails.
     """
-    request, backup = work.request, choice.disks[one.dev]
-    is_original = request.define is None or request.define.name is None
-    if not request.checkpoint or not is_original or one.image_format is not ImageFormat.QCOW2:
-        return
-    if not restored_checkpoint.can_start(backup, one.dev, work.reporter):
-        return
-    state = ChainState((LayerState("", FileState(os.fspath(one.path))),))  # of a file that this host cannot look at
+    with suppress(LinkLostError, RemoteError):
+        link.run(["rm", "-rf", "--", os.fspath(stage)])
+
+
+def add_checkpoint(
+    served: Served,
+    image: ImageThere,
+    path: Path,
+    *,
+    choice: Choice,
+    repository: Repository,
+    reporter: Reporter,
+    stop: Stop,
+) -> bool:
+    """Let the chain of a restored disk of the original go on from the backup: see restored_checkpoint.
+
+    ``path``: where the image will be. Returns False if it cannot: what goes wrong is a warning, and the next backup is
+    a full then.
+    """
+    dev, backup = image.dev, choice.disks[image.dev]
+    if image.image_format is not ImageFormat.QCOW2 or not restored_checkpoint.can_start(backup, dev, reporter):
+        return False
+    state = ChainState((LayerState("", FileState(os.fspath(path))),))  # of a file that this host cannot look at
     try:
         recorded = restored_checkpoint.record(
-            [(one.dev, backup, state)], uuid=choice.backup.domain_uuid, repository=work.repository
+            [(dev, backup, state)], uuid=choice.backup.domain_uuid, repository=repository
         )
         restored_checkpoint.write_bitmaps(
             served.monitor,
             [served.node],
             recorded,
-            naming=work.repository.naming,
-            reporter=work.reporter,
-            stop=work.stop,
+            naming=repository.naming,
+            reporter=reporter,
+            stop=stop,
         )
     except (StorageError, QmpError, UnsuitableError) as err:
-        work.reporter.warning(
-            f"Disk {one.dev}: the restored image got no bitmap of the restored checkpoint, so its next backup is a"
-            f" full: {err}"
+        reporter.warning(
+            f"Disk {dev}: the restored image got no bitmap of the restored checkpoint, so its next backup is a full:"
+            f" {err}"
         )
-        return
-    checkpoints.append(one.dev)
+        return False
+    return True
 
 
 def send(link: Link, source: Path, target: Path) -> None:
