@@ -20,12 +20,12 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              checkpoint  saved_machine  restored_machine  restored_domain  inside  ls  cp  cat  search
                              boot_test  fsck  live_restore  live_pull  live_resume  live_abort  documents
                              restore_documents  restore_scripts  freeze_scripts  stream_backup  stream_end
-                             stream_restore  disk_places  live_files  boot_tpm  copy  copy_verify  copy_prune  fetch
-                             restore_there  remote_side  copy_rewrap  replicate  failover  failover_test  failback
-                             standby  standby_files  standby_status  standby_documents  linked_standby  fleet  run
-                             run_job  run_commands  run_children  run_results  run_log  run_end  run_plan  status
-                             config_check  config_init  metrics  completion  report  schedule  schedule_needs
-                             live_place  live_there  tpm_there
+                             stream_restore  disk_places  disk_places_there  live_files  boot_tpm  copy  copy_verify
+                             copy_prune  fetch  restore_there  remote_side  copy_rewrap  replicate  failover
+                             failover_test  failback  standby  standby_files  standby_status  standby_documents
+                             linked_standby  fleet  run  run_job  run_commands  run_children  run_results  run_log
+                             run_end  run_plan  status  config_check  config_init  metrics  completion  report  schedule
+                             schedule_needs  live_place  live_there  tpm_there
     engine | copies | notices | schedule
     engine | copies | notices
       engine                 the parts of a backup in QEMU: plan  base  underlay  endmark  scratch  allocation

@@ -38,6 +38,7 @@ ELSEWHERE = {
     "operations.repair_backups": "unit/operations/test_repair.py",
     "operations.repair_images": "unit/operations/test_repair.py",
     "operations.restore_there": "end_to_end/test_restore_there.py",  # needs a hypervisor, as the next one
+    "operations.disk_places_there": "end_to_end/test_restore_there.py",
     "operations.tpm_there": "end_to_end/test_restore_there.py",
     "operations.in_place_there": "end_to_end/test_in_place_there.py",
     "images.there": "end_to_end/test_restore_there.py",
