@@ -14,18 +14,18 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
     operations               one module a command: backup  batch  recovery  adopt  verify  restore  forget  bitmap
                              speed  transaction  diff  usage  note  protect  prune  prune_merges  consolidation  audit
                              check  repair  repair_work  repair_merges  repair_files  repair_backups  repair_images
-                             restore_in_place  rollback  full_in_place  in_place_end  mount  umount  serve
-                             session_begin  session_end  session_offline  session_status  session_changes  serve_session
-                             session_recovery  session_daemon  session_watcher  tracker  checkpoint  saved_machine
-                             restored_machine  restored_domain  inside  ls  cp  cat  search  boot_test  fsck
-                             live_restore  live_pull  live_resume  live_abort  documents  restore_documents
-                             restore_scripts  freeze_scripts  stream_backup  stream_end  stream_restore  disk_places
-                             live_files  boot_tpm  copy  copy_verify  copy_prune  fetch  restore_there  rollback_there
-                             remote_side  copy_rewrap  replicate  failover  failover_test  failback  standby
-                             standby_files  standby_status  standby_documents  linked_standby  fleet  run  run_job
-                             run_commands  run_children  run_results  run_log  run_end  run_plan  status  config_check
-                             config_init  metrics  completion  report  schedule  schedule_needs  live_place  live_there
-                             tpm_there
+                             restore_in_place  rollback  full_in_place  in_place_end  in_place_host  in_place_there
+                             mount  umount  serve  session_begin  session_end  session_offline  session_status
+                             session_changes  serve_session  session_recovery  session_daemon  session_watcher  tracker
+                             checkpoint  saved_machine  restored_machine  restored_domain  inside  ls  cp  cat  search
+                             boot_test  fsck  live_restore  live_pull  live_resume  live_abort  documents
+                             restore_documents  restore_scripts  freeze_scripts  stream_backup  stream_end
+                             stream_restore  disk_places  disk_places_there  live_files  boot_tpm  copy  copy_verify
+                             copy_prune  fetch  restore_there  remote_side  copy_rewrap  replicate  failover
+                             failover_test  failback  standby  standby_files  standby_status  standby_documents
+                             linked_standby  fleet  run  run_job  run_commands  run_children  run_results  run_log
+                             run_end  run_plan  status  config_check  config_init  metrics  completion  report  schedule
+                             schedule_needs  live_place  live_there  tpm_there
     engine | copies | notices | schedule
     engine | copies | notices
       engine                 the parts of a backup in QEMU: plan  base  underlay  endmark  scratch  allocation
@@ -44,9 +44,9 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
     images | stores
       images                 target images: creation  targets  tuning  writeback  block_lists  flatten  raw_data
                              joining  denied  denied_facts  written  storing  merge  opened_point  mount_points
-                             mount_place  mount_lock  device  destination  restoring  replacement  appliance
-                             guest_address  guest  guest_files  unpacking  throwaway  fsck  live_point  scratch  there
-                             target_server  target_tls  live_point_there
+                             mount_place  mount_lock  device  destination  restoring  replacement
+                             replacement_there  appliance  guest_address  guest  guest_files  unpacking  throwaway
+                             fsck  live_point  scratch  there  target_server  target_tls  live_point_there
       stores                 where copies lie: store  directory  opening  sealed  age_header  age_stream  age_keys
                              key_files  bech32  settings  ssh  sftp  cloud  cloud_kinds  s3  s3_upload  s3_requests  aws
                              signing

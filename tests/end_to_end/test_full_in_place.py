@@ -1,5 +1,5 @@
 """Where changed blocks cannot be trusted, a restore in place makes new images, and exchanges all or none of them
-(operations.full_in_place).
+(operations.full_in_place, with the images of this host: operations.in_place_host).
 
 VBACKUP_KILLS=1 kills it at every step.
 """

@@ -1,6 +1,6 @@
 """Restore to a hypervisor that SSH leads to: images, machine and definition are there, nothing is left of failures.
 
-vbackup.operations.restore_there, tpm_there and rollback_there decide and vbackup.images.there writes.
+vbackup.operations.restore_there, disk_places_there, tpm_there and in_place_there decide, vbackup.images.there writes.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import json
 import pwd
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ import libvirt
 import pytest
 
 from tests.end_to_end.test_daemon import wait_for
+from tests.filesystem import loop_device
 from tests.hosts import Hypervisor
 from tests.lab import DiskSpec, Machine, compare, domain_xml
 from vbackup import archive
@@ -90,11 +92,51 @@ def test_beside_the_original_under_a_new_name(hypervisor: Hypervisor, command: C
     assert (output / "vdb.raw").stat().st_size == 33555968
 
 
+@pytest.fixture
+def pool(hypervisor: Hypervisor) -> Iterator[Any]:
+    """A pool of files there."""
+    (directory := hypervisor.images / "pool").mkdir(mode=0o711)
+    xml = f"<pool type='dir'><name>ours</name><target><path>{directory}</path></target></pool>"
+    made: Any = hypervisor.host.connection.storagePoolCreateXML(xml)
+    yield made
+    made.destroy()
+
+
+def test_volumes_and_other_paths(
+    hypervisor: Hypervisor, second_hypervisor: Hypervisor, command: Command, backed_up: Path, pool: Any
+) -> None:
+    """vda becomes a volume, vdb a file of the user; the next backup is an incremental."""
+    output, elsewhere = hypervisor.images / "web", hypervisor.images / "b.qcow2"
+    options = ("-c", hypervisor.uri, "-q", "restore", "web", "-r", backed_up, "--output", output, "--pool", "ours")
+    with_path = ("--disk", f"vdb={elsewhere}", "--disk", "vda")
+    assert "--define or --start" in command(*options, status=5).stderr
+    done = {disk["dev"]: disk for disk in command(*options, *with_path, "--start", "--json").document["disks"]}
+    volume = hypervisor.images / "pool" / "web-vda.qcow2"
+    assert {dev: (disk["file"], disk["volume"]) for dev, disk in done.items()} == {
+        "vda": (str(volume), "web-vda.qcow2"),
+        "vdb": (str(elsewhere), None),
+    }
+    assert pool.listVolumes() == ["web-vda.qcow2"]
+    machine = Machine(hypervisor.host.domain("web"))
+    machine.handle.domain.destroy()
+    compare(second_hypervisor.images / "vda.qcow2", volume)
+    compare(second_hypervisor.images / "vdb.qcow2", elsewhere)
+    assert [path.name for path in output.iterdir()] == ["domain.xml"]
+    assert sorted(path.name for path in hypervisor.images.iterdir()) == ["b.qcow2", "pool", "web"]
+    back = command("-c", hypervisor.uri, "-q", "backup", "web", "-r", backed_up, "--json").document
+    assert {disk["level"] for disk in back["disks"]} == {"incremental"}
+    machine.handle.domain.undefine()
+    shutil.rmtree(output)
+    said = command(*options, *with_path, "--define", status=7).stderr
+    assert "already has a volume web-vda.qcow2" in said
+
+
 @pytest.mark.parametrize("moment", ["stage", "publish"])
 def test_broken_link_leaves_nothing_there(
-    hypervisor: Hypervisor, command: Command, backed_up: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+    hypervisor: Hypervisor, command: Command, backed_up: Path, monkeypatch: pytest.MonkeyPatch, pool: Any, moment: str
 ) -> None:
     """``moment``: ssh ends when the images are to be written, or when they are to get their names."""
+    to_pool = ("--pool", "ours") if moment == "publish" else ()
     call = getattr(Link, moment)
 
     def broken(link: Link, *arguments: Any) -> Any:
@@ -104,9 +146,10 @@ def test_broken_link_leaves_nothing_there(
 
     monkeypatch.setattr(Link, moment, broken)
     output = hypervisor.images / "web"
-    options = ("-c", hypervisor.uri, "-q", "restore", "web", "-r", backed_up, "--output", output, "--define")
+    options = ("-c", hypervisor.uri, "-q", "restore", "web", "-r", backed_up, "--output", output, "--define", *to_pool)
     assert "root@hv1" in command(*options, status=4).stderr
     wait_for(lambda: not output.exists(), "the helper's cleaning up")
+    wait_for(lambda: not [*(hypervisor.images / "pool").iterdir()], "the same in the pool")
     assert not hypervisor.processes("qemu-storage-daemon")
     monkeypatch.undo()
     command(*options)
@@ -117,7 +160,16 @@ def test_refusals_before_anything_is_written(hypervisor: Hypervisor, command: Co
     options = ("-c", hypervisor.uri, "-q", "restore", "web", "-r", backed_up, "--define", "--output")
     assert "absolute path" in command(*options, "web", status=5).stderr
     output = hypervisor.images / "web"
-    assert "run vbackup on that host" in command(*options, output, "--disk", "vda=/dev/null", status=5).stderr
+    assert "absolute path" in command(*options, output, "--disk", "vda=web", status=5).stderr
+    (images := hypervisor.images / "taken").write_bytes(bytes(1 << 20))
+    assert f"{images} already exists" in command(*options, output, "--disk", f"vda={images}", status=7).stderr
+    said = command(*options, output, "--disk", f"vda={images}/vda", status=7).stderr
+    assert f"Disk vda: there is no directory {images} on root@hv1" in said
+    said = command(*options, output, "--disk", f"vda={output / 'vdb.qcow2'}", status=7).stderr
+    assert f"there is no directory {output}" in said
+    with loop_device(images) as loop:
+        said = command(*options, output, "--disk", f"vda={loop}", status=5).stderr
+        assert f"{loop} is a block device of root@hv1" in said
     with hypervisor.without("qemu-storage-daemon"):
         assert "could not start qemu-storage-daemon" in command(*options, output, status=5).stderr
     assert not output.exists()

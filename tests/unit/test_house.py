@@ -39,10 +39,12 @@ ELSEWHERE = {
     "operations.repair_backups": "unit/operations/test_repair.py",
     "operations.repair_images": "unit/operations/test_repair.py",
     "operations.restore_there": "end_to_end/test_restore_there.py",  # needs a hypervisor, as the next one
+    "operations.disk_places_there": "end_to_end/test_restore_there.py",
     "operations.tpm_there": "end_to_end/test_restore_there.py",
-    "operations.rollback_there": "end_to_end/test_restore_there.py",
+    "operations.in_place_there": "end_to_end/test_in_place_there.py",
     "images.there": "end_to_end/test_restore_there.py",
     "qemu.nbd_layer": "contract/test_nbd_layer.py",  # needs a server
+    "operations.in_place_host": "end_to_end/test_full_in_place.py",
     "operations.full_in_place": "end_to_end/test_full_in_place.py",  # what it writes, a domain's QEMU has to read
     "domain.lifecycle": "end_to_end/test_live_restore.py",  # needs libvirt, QEMU and a storage daemon, as the next ones
     "engine.live_backing": "end_to_end/test_live_restore.py",

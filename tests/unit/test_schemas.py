@@ -298,7 +298,15 @@ def write_everything(directory: Path) -> None:
     bitmap = Naming(REPOSITORY).bitmap(backup_id(1), "vda", "0" * 12)
     restored.add(directory, [RestoredDisk("vda", backup_id(1), bitmap, 1 << 20, 1, chain)])
     replaced = Replaced("vda", Path("/a"), backup_id(1), True, Seen(1, 2, 3), None)
-    in_place_journal.write(directory, Step.ROLLING, backup=backup_id(1), disks=[replaced], rolled=["vdb"])
+    in_place_journal.write(
+        directory,
+        Step.ROLLING,
+        backup=backup_id(1),
+        disks=[replaced],
+        rolled=["vdb"],
+        host="hv1",
+        uri="qemu+ssh://hv1/",
+    )
     with MergeJournal(directory, [backup_id(1)]) as written:
         written.set_in_place([backup_id(1)])
     live_state.write(live_state_in(directory, "vda"))

@@ -40,7 +40,7 @@ class Restores(Connected):
         ``restore("web", "/restored")`` is short for ``RestoreRequest("web", Path("/restored"))``: the newest backup,
         with all disks, as qcow2, defined nowhere. ``pool``: the name of a storage pool in which the disks become
         volumes. Where libvirt is on another host that SSH leads to, a domain that is to be defined is restored to a
-        directory on that host (vbackup-remote(7)). libvirt is only asked for a pool, or to define the domain
+        directory or a pool on that host (vbackup-remote(7)). libvirt is only asked for a pool, or to define the domain
         (``RestoreRequest.define``). ``scripts``: the user's, which run around the restore (vbackup-scripts(7)); None:
         none.
 
@@ -67,16 +67,16 @@ class Restores(Connected):
             if host is not None and pool is not None:
                 from vbackup.domain import pools
 
-                opened = pools.opened(host, pool)
+                opened = pools.opened(host, pool, by_link=asked.define is not None)
             own = self._domain_scripts(scripts, work="restore", domain=named, reporter=reporter, stop=stop)
 
             def restored() -> Restored:
                 tools: Any = {"repository": self.repository, "scripts": own}
                 tools |= {"reporter": self._reporter(reporter), "stop": self._stop(stop)}
-                if host is not None and asked.define is not None and host.has_link and opened is None:
+                if host is not None and asked.define is not None and host.has_link:
                     from vbackup.operations import restore_there
 
-                    return restore_there.run(asked, host=host, **tools)
+                    return restore_there.run(asked, host=host, pool=opened, **tools)
                 return restore.run(asked, host=host, pool=opened, **tools)
 
             return own.around(
@@ -95,7 +95,8 @@ class Restores(Connected):
     ) -> RestoredInPlace:
         """Let the disks of a domain of the host, which is off, have the content of a backup again.
 
-        Only what differs is written. ``request``: the options; a name or UUID is short for the newest backup.
+        Only what differs is written; where that cannot be trusted, a disk gets a new image. The host may be another one
+        that SSH leads to. ``request``: the options; a name or UUID is short for the newest backup.
         ``scripts``: as for ``restore``. Raises ScriptError,
         DomainNotFoundError, UnsuitableError (the domain runs, or has saved memory), DiskError (a disk cannot be
         restored in place: use ``restore``), NoSpaceError, BusyError, ChainError, StorageError. Nothing was written

@@ -1,6 +1,6 @@
-"""Volumes of a libvirt storage pool for restored disks: the pool has to be active, and on this host.
+"""Volumes of a libvirt storage pool for restored disks: the pool has to be active, and its storage within reach.
 
-The images are written by this process, by the path of the volume; so only pools will do whose volumes have one. What is
+The images are written by path, on this host by this process; so only pools will do whose volumes have one. What is
 a file in the directory of its pool is a volume when libvirt has looked at the pool again; libvirt has to make the
 others, logical volumes, before they are written.
 """
@@ -171,11 +171,16 @@ def refresh_of(host: Host, paths: Iterable[Path]) -> None:
             continue
 
 
-def opened(host: Host, name: str) -> Pool:
-    """Return the pool with this name. Raises UnsuitableError if no volumes can be made in it for us to write."""
-    if not host.is_local:
+def opened(host: Host, name: str, *, by_link: bool = False) -> Pool:
+    """Return the pool with this name. Raises UnsuitableError if no volumes can be made in it for us to write.
+
+    ``by_link``: files of another host can be written, through the link to it.
+    """
+    is_there = not host.is_local
+    if is_there and not (by_link and host.has_link):
         raise UnsuitableError(
-            f"{host.real_uri} is another host, and volumes of its pools cannot be written from here. Run vbackup there."
+            f"{host.real_uri} is another host, and volumes of its pools are written from here only by SSH, as those of"
+            " a domain that --define or --start defines there. Run vbackup there."
         )
     try:
         with host.errors(f"look up pool {name}"):
@@ -204,5 +209,10 @@ def opened(host: Host, name: str) -> Pool:
         raise UnsuitableError(
             f"Storage pool {name} is of type {kind}. Volumes can be made and written in pools of the types"
             f" {', '.join(sorted(_OF_FILES))} and {_LOGICAL}; give another one, or a path with --disk DEV=PATH."
+        )
+    if is_there and kind == _LOGICAL:
+        raise UnsuitableError(
+            f"Storage pool {name} is of type {kind}, and on another host only files are written, of pools of the types"
+            f" {', '.join(sorted(_OF_FILES))}. Run vbackup there, or give another pool."
         )
     return Pool(name, kind, available_bytes, host, pool, Path("/", unescape(target[1]) if target is not None else ""))

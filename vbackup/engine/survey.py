@@ -198,8 +198,9 @@ def _refuse_exchanging(domain: LockedDomain) -> None:
         name = domain_argument(domain.source.domain.name)
         raise UnsuitableError(
             f"A restore in place to backup {entry.backup} was interrupted, so some disks may be as in that backup and"
-            f" others as before. Shut the domain off and run 'vbackup restore {name} {entry.backup} --in-place' with"
-            f" this repository. Or, if the disks are to stay as they are, remove {directory / in_place_journal.NAME}."
+            f" others as before. Shut the domain off and run 'vbackup restore {name} {entry.backup}"
+            f" --in-place{entry.option}' with this repository. Or, if the disks are to stay as they are, remove"
+            f" {directory / in_place_journal.NAME}."
         )
 
 

@@ -69,9 +69,20 @@ def begin(
         )
 
 
-def text(disks: Collection[str], *, domain: str, command: str) -> str:
-    """Return the record of a restore in place for another host: in DIRECTORY there, under the UUID of the domain."""
-    return json.dumps(_document(disks, domain=domain, command=command, work=Work.IN_PLACE)) + "\n"
+def text(disks: Collection[str], *, domain: str, command: str, earlier: bytes | None = None) -> str:
+    """Return the record of a restore in place for another host: in DIRECTORY there, under the UUID of the domain.
+
+    ``earlier``: the record that is there, whose disks still count.
+    """
+    all_disks = {*disks, *_disks(_parsed(earlier))}
+    return json.dumps(_document(all_disks, domain=domain, command=command, work=Work.IN_PLACE)) + "\n"
+
+
+def text_without(earlier: bytes, disks: Collection[str]) -> str | None:
+    """Return the record of another host when these disks are restored, None if there is none then."""
+    record = _parsed(earlier)
+    left = [dev for dev in _disks(record) if dev not in disks]
+    return json.dumps({**record, "disks": left}) + "\n" if left else None
 
 
 def live_text(disks: Collection[str], *, domain: str, command: str, owner: Process, earlier: bytes | None) -> str:

@@ -4,20 +4,22 @@ NAME is the image. The new one is .NAME.vbackup-ID until it is complete, and the
 is that of the backup. An image always has the name: first the old one gets a second name (link), then the new one the
 first (rename). Where the filesystem knows no second names, there is a moment without NAME, which a run after a crash
 ends. vbackup.repository.in_place_journal records what is under way.
+
+The module is a program, too, which vbackup.images.replacement_there sends to another host: it needs Python 3.6 and the
+standard library. ``python3 -IS - put PATH ID``, with this source on standard input, calls that method and prints what
+it returns, or the error of the kernel, as a JSON object.
 """
 
-from __future__ import annotations
-
+import contextlib
 import errno
 import fcntl
+import json
 import os
 import shlex
 import struct
+import sys
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
-
-from vbackup import files
 
 #: Errors of a filesystem where a file has one name only.
 _NO_LINKS = frozenset((errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL))
@@ -29,12 +31,12 @@ _FIXED = {0x10: ("immutable", "i"), 0x20: ("append-only", "a")}
 _COPIED = ("security.", "system.posix_acl_access", "user.")
 
 
-@dataclass(frozen=True)
 class Replacement:
     """An image that is replaced, and the names that belong to it."""
 
-    path: Path  #: of the image; no symbolic link
-    backup: str  #: id of the backup that the new one is of
+    def __init__(self, path: Path, backup: str) -> None:
+        """``path``: of the image, no symbolic link; ``backup``: id of the backup that the new one is of."""
+        self.path, self.backup = path, backup
 
     @property
     def new(self) -> Path:
@@ -48,7 +50,13 @@ class Replacement:
 
     def discard(self) -> None:
         """Remove the new image if it is not in its place yet. Raises OSError."""
-        self.new.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            self.new.unlink()
+
+    def adopt(self, made: Path) -> None:
+        """Take a file of the same filesystem for the new image. Raises OSError."""
+        made.rename(self.new)
+        _fsync(self.path.parent)
 
     def take_attributes(self) -> None:
         """Give the new image owner, mode, label, ACL and further attributes of the old one, if there is one.
@@ -58,7 +66,7 @@ class Replacement:
         if os.path.lexists(self.path):
             with self.new.open("rb") as new:
                 _give(self.path, new.fileno())
-            files.fsync(self.new)
+            _fsync(self.new)
 
     def check_attributes(self) -> None:
         """Raise OSError if a new image cannot be made there, or not with what the old one has; nothing is left."""
@@ -66,7 +74,7 @@ class Replacement:
             if os.path.lexists(self.path):
                 _give(self.path, probe.fileno())
 
-    def barrier(self) -> str | None:
+    def barrier(self) -> "str | None":
         """Return why the image can get no other name, and the command that changes that; None if it can.
 
         Nobody, not even root, renames what has these attributes, or a file in a directory that has.
@@ -95,14 +103,23 @@ class Replacement:
                 if err.errno not in _NO_LINKS:
                     raise
                 self.path.rename(self.kept)
-        files.fsync(self.path.parent)  # the old image is never without a name
+        _fsync(self.path.parent)  # the old image is never without a name
         self.new.replace(self.path)
-        files.fsync(self.path.parent)
+        _fsync(self.path.parent)
 
     def remove_old(self) -> None:
         """Remove the old image. Raises OSError."""
-        self.kept.unlink(missing_ok=True)
-        files.fsync(self.path.parent)
+        with contextlib.suppress(FileNotFoundError):
+            self.kept.unlink()
+        _fsync(self.path.parent)
+
+
+def _fsync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def _flags(path: Path) -> int:
@@ -128,7 +145,7 @@ def _give(old: Path, fd: int) -> None:
         os.setxattr(fd, name, os.getxattr(old, name))
 
 
-def _attributes(path: Path) -> list[str]:
+def _attributes(path: Path) -> "list[str]":
     try:
         names = os.listxattr(path)
     except OSError as err:
@@ -136,3 +153,17 @@ def _attributes(path: Path) -> list[str]:
             return []
         raise
     return [name for name in names if name.startswith(_COPIED) and name not in _OF_CONTENT]
+
+
+def main(do: str, path: str, backup: str, *made: str) -> None:
+    """Call a method, and print what became of it."""
+    try:
+        returned = getattr(Replacement(Path(path), backup), do)(*map(Path, made))
+    except OSError as err:
+        print(json.dumps({"errno": err.errno or 0, "text": err.strerror or str(err)}))  # noqa: T201 - the answer
+    else:
+        print(json.dumps({"return": returned}))  # noqa: T201
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -7,12 +7,18 @@ sent. Then what the image there shows is read again, and compared with the block
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from vbackup.images import written
+from vbackup.images.flatten import layers_of
+from vbackup.images.opened_point import OpenedPoint
+from vbackup.images.restoring import Restoring
 from vbackup.model import ImageFormat
 from vbackup.qemu import exports, qemu_img
 from vbackup.qemu.monitor import Monitor
@@ -50,6 +56,34 @@ class Writing:
     reporter: Reporter
     stop: Stop
     speed_bytes_s: int | None = None  #: of each disk
+
+    def write_all(
+        self,
+        images: Sequence[ImageThere],
+        chains: Mapping[str, Sequence[ChainLink]],
+        *,
+        finish: Callable[[ImageThere, Served], None],
+    ) -> None:
+        """Make the images of several disks, one after the other; ``chains`` by dev, the newest image first.
+
+        Raises what ``write`` raises.
+        """
+        paths = {
+            one.dev: [(link, verify.image_path(self.repository, link)) for link in chains[one.dev]] for one in images
+        }
+        with (
+            tempfile.TemporaryDirectory(prefix="vbackup-") as directory,
+            OpenedPoint({dev: layers_of(chain) for dev, chain in paths.items()}, reporter=self.reporter) as opened,
+        ):
+            here = Path(directory)
+            opened.listen(here / "nbd")
+            restoring = Restoring(self.repository, self.reporter, self.stop, here)
+            for one in images:
+                export = opened.export_nbd(one.dev)
+                with restoring.lists(chains[one.dev]) as lists:
+                    source = NbdAddress(one.dev, path=here / "nbd").uri
+                    self.write(chains[one.dev], one, source, lists, finish=partial(finish, one))
+                opened.remove_export(export)
 
     def write(
         self,

@@ -42,10 +42,12 @@ def plan(
     Raises StorageError if a disk cannot go there or something is there already, NoSpaceError if the pool is too small,
     UnsuitableError if a volume cannot have its name.
     """
-    volumes = _volumes(places, chains, name=name, repository=repository)
+    planned = volumes(places, chains, name=name, repository=repository)
+    if places.pool is not None and planned and not places.pool.has_block_devices:
+        files.refuse_unwritable(places.pool.target)
     return [
-        volumes[dev]
-        if dev in volumes
+        planned[dev]
+        if dev in planned
         else destination.of_path(dev, places.paths[dev], places.image_format)
         if dev in places.paths
         else Destination(dev, places.output / f"{dev}.{places.image_format.value}", places.image_format)
@@ -53,9 +55,13 @@ def plan(
     ]
 
 
-def _volumes(
+def volumes(
     places: Places, chains: Mapping[str, Sequence[Link]], *, name: str, repository: Repository
 ) -> dict[str, Destination]:
+    """Return the volumes of the pool for disks without another place, by dev; none without a pool.
+
+    Raises StorageError if it has one of them, NoSpaceError, UnsuitableError.
+    """
     pool = places.pool
     if pool is None:
         return {}
@@ -64,8 +70,6 @@ def _volumes(
     pool.refuse_existing(wanted.values())
     takes = sizes if pool.has_block_devices else {dev: needed_bytes(chains[dev], repository) for dev in sizes}
     pool.refuse_full(sum(takes.values()))
-    if wanted and not pool.has_block_devices:
-        files.refuse_unwritable(pool.target)
     output = Output.DEVICE if pool.has_block_devices else Output.NEW
     return {
         dev: Destination(dev, pool.likely_path(one), one.image_format, output, one.name) for dev, one in wanted.items()

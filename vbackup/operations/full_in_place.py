@@ -2,48 +2,38 @@
 
 The new image is made and checked beside the old one, and takes its place when the images of all disks are complete
 (vbackup.images.replacement). What is the only copy of the present content is never written to: so block devices, and
-images whose kind a new one could not have, are refused. A journal in the repository tells the next run what to end
+images whose kind a new one could not have, are refused. The images are on this host, or on another one
+(vbackup.operations.in_place_host). A journal in the repository tells the next run what to end
 (vbackup.operations.in_place_end).
 """
 
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import shlex
 import stat
-import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vbackup.domain import domain_xml
-from vbackup.domain.access import doubt
 from vbackup.domain.host import DomainHandle
-from vbackup.engine import restored_checkpoint
-from vbackup.engine.restored_checkpoint import RestoredImage
-from vbackup.errors import (
-    ChainError,
-    DiskError,
-    NoSpaceError,
-    VbackupError,
-    domain_argument,
-)
+from vbackup.errors import ChainError, DiskError, NoSpaceError, StorageError, VbackupError
 from vbackup.files import storage_errors
-from vbackup.images import destination, device, restoring
+from vbackup.images import restoring
 from vbackup.images.replacement import Replacement
-from vbackup.images.restoring import Restoring
 from vbackup.model import BlockDriver, Disk, ImageFormat
 from vbackup.operations import in_place_end
-from vbackup.qemu import image_lock, qcow2
+from vbackup.operations.in_place_host import NewImage, Place, Restore, Status
 from vbackup.qemu.backing_chain import Image
-from vbackup.report import Reporter
-from vbackup.repository import in_place_journal
+from vbackup.repository import in_place_journal, verify
 from vbackup.repository.chosen import Chosen
 from vbackup.repository.in_place_journal import Replaced, Seen, Step
-from vbackup.repository.repository import Repository
-from vbackup.stop import Stop
+
+log = logging.getLogger(__name__)
 
 _FORMATS = {BlockDriver(one.value): one for one in ImageFormat}
 
@@ -71,12 +61,9 @@ class FullRequest:
 
 
 @dataclass(frozen=True)
-class _Target:
+class _Target(NewImage):
     """A disk, and the image that is replaced."""
 
-    dev: str
-    replacement: Replacement
-    image_format: ImageFormat
     reason: str
     has_snapshots: bool  #: the old image has internal snapshots, which the new one has not
 
@@ -89,16 +76,14 @@ class FullRestore:
         targets: Sequence[_Target],
         request: FullRequest,
         handle: DomainHandle,
-        point: Chosen,
+        place: Place,
+        what: Restore,
         *,
-        repository: Repository,
-        reporter: Reporter,
-        stop: Stop,
         is_resumed: bool,
     ) -> None:
-        self._targets, self._request, self._point, self._handle = targets, request, point, handle
-        self._repository, self._reporter, self._stop = repository, reporter, stop
-        self._directory = repository.path / handle.uuid
+        self._targets, self._request, self._handle = targets, request, handle
+        self._place, self._what = place, what
+        self._directory = what.repository.path / handle.uuid
         self._rolled, self._is_resumed = frozenset[str](), is_resumed
         self._journal = [
             Replaced(
@@ -106,10 +91,14 @@ class FullRestore:
                 one.replacement.path,
                 one.replacement.backup,
                 request.keep_old or one.has_snapshots,
-                Seen.of(one.replacement.path),
+                self._seen(one.replacement.path),
             )
             for one in targets
         ]
+
+    def _seen(self, path: Path) -> Seen | None:
+        with storage_errors(f"look at {path}{self._place.on_host}"):
+            return self._place.seen(path)
 
     @contextmanager
     def written(self, rolled: Collection[str]) -> Iterator[None]:
@@ -124,11 +113,11 @@ class FullRestore:
         self._rolled = frozenset(rolled)
         self._record(Step.ROLLING if self._is_resumed else Step.WRITING)
         try:
-            self._write()
-            self._stop.check()
-            with image_lock.held([one.replacement.new for one in self._targets]):
+            self._make()
+            self._what.stop.check()
+            with self._place.held([one.replacement.new for one in self._targets]):
                 self._journal = [
-                    replace(recorded, new=Seen.of(one.replacement.new))
+                    replace(recorded, new=self._seen(one.replacement.new))
                     for one, recorded in zip(self._targets, self._journal)
                 ]
                 if rolled:
@@ -144,41 +133,38 @@ class FullRestore:
         with suppress(VbackupError):
             entry = in_place_journal.read(self._directory)
             step = step if entry is None else entry.step  # as the next run will find it
+        is_clean = True
         if step is not Step.EXCHANGING:
             for one in self._targets:
-                with suppress(OSError):
+                try:
                     one.replacement.discard()
+                except (OSError, VbackupError) as err:  # such as a link that is lost: the next run removes it
+                    log.debug("%s stays: %s", one.replacement.new, err)
+                    is_clean = False
         if step is Step.WRITING:
             with suppress(VbackupError):
-                in_place_journal.remove(self._directory)
+                if is_clean:
+                    in_place_journal.remove(self._directory)
             return
-        self._reporter.warning(
-            f"The restore of domain {self._handle.name} to backup {self._point.backup.id} did not end: some disks may"
-            " be as in that backup and others as before. Do not start it. Run the same command again, which ends it."
+        self._what.reporter.warning(
+            f"The restore of domain {self._handle.name} to backup {self._what.point.backup.id} did not end: some disks"
+            " may be as in that backup and others as before. Do not start it. Run the same command again, which ends"
+            " it."
         )
 
-    def _write(self) -> None:
-        with tempfile.TemporaryDirectory(prefix="vbackup-") as scratch:
-            write = Restoring(
-                self._repository, self._reporter, self._stop, Path(scratch), speed_bytes_s=self._request.speed_bytes_s
-            ).write
-            for one in self._targets:
-                self._reporter.step(f"Disk {one.dev}: restored in full, in place: {one.reason.rstrip('.')}.")
-                write(self._point.chains[one.dev], one.replacement.new, one.image_format)
-        if self._request.checkpoint:
-            restored_checkpoint.add(
-                [
-                    RestoredImage(one.dev, self._point.choice.disks[one.dev], one.replacement.new, one.replacement.path)
-                    for one in self._targets
-                    if one.image_format is ImageFormat.QCOW2
-                ],
-                uuid=self._handle.uuid,
-                repository=self._repository,
-                reporter=self._reporter,
-                stop=self._stop,
+    def _make(self) -> None:
+        for one in self._targets:
+            self._what.reporter.step(f"Disk {one.dev}: restored in full, in place: {one.reason.rstrip('.')}.")
+        if self._targets:
+            self._place.make(
+                self._targets,
+                self._what,
+                checkpoint=self._request.checkpoint,
+                speed_bytes_s=self._request.speed_bytes_s,
             )
         for one in self._targets:
-            with storage_errors(f"give {one.replacement.new} the owner, mode and label of {one.replacement.path}"):
+            new, old = one.replacement.new, one.replacement.path
+            with storage_errors(f"give {new} the owner, mode and label of {old}{self._place.on_host}"):
                 one.replacement.take_attributes()
 
     def exchange(self, *, about_to_write: Callable[[Sequence[str]], None] = lambda _devs: None) -> list[RestoredInFull]:
@@ -190,26 +176,37 @@ class FullRestore:
             if self._is_resumed:
                 in_place_journal.remove(self._directory)
             return []
-        sizes_bytes = {one.dev: one.replacement.new.stat().st_blocks * 512 for one in self._targets}
+        sizes_bytes = {one.dev: self._stored_bytes(one.replacement.new) for one in self._targets}
         about_to_write([one.dev for one in self._targets])
         self._record(Step.EXCHANGING)
-        in_place_end.finish(self._directory, self._journal, reporter=self._reporter)
+        in_place_end.finish(self._directory, self._journal, self._place, reporter=self._what.reporter)
         done = []
         for one, recorded in zip(self._targets, self._journal):
-            kept = one.replacement.kept if recorded.is_kept and os.path.lexists(one.replacement.kept) else None
+            kept = one.replacement.kept if recorded.is_kept and self._seen(one.replacement.kept) is not None else None
             done.append(
                 RestoredInFull(one.dev, one.replacement.backup, one.reason, recorded.path, sizes_bytes[one.dev], kept)
             )
             if kept is not None and not self._request.keep_old:
-                self._reporter.warning(
+                self._what.reporter.warning(
                     f"Disk {one.dev}: the old image has internal snapshots, which the restored one has not; it is kept:"
-                    f" {kept}."
+                    f" {kept}{self._place.on_host}."
                 )
         return done
 
+    def _stored_bytes(self, path: Path) -> int:
+        with storage_errors(f"look at {path}{self._place.on_host}"):
+            found = self._place.status(path)
+        return 0 if found is None else found.stored_bytes
+
     def _record(self, step: Step) -> None:
         in_place_journal.write(
-            self._directory, step, backup=self._point.backup.id, disks=self._journal, rolled=self._rolled
+            self._directory,
+            step,
+            backup=self._what.point.backup.id,
+            disks=self._journal,
+            rolled=self._rolled,
+            host=self._place.host,
+            uri=self._place.uri,
         )
 
 
@@ -218,18 +215,17 @@ def prepared(
     request: FullRequest,
     reasons: Mapping[str, str],
     handle: DomainHandle,
-    point: Chosen,
+    place: Place,
+    what: Restore,
     *,
-    repository: Repository,
-    reporter: Reporter,
-    stop: Stop,
     is_resumed: bool = False,
 ) -> Iterator[FullRestore]:
     """Find out whether the disks in ``reasons`` (dev: why it cannot be rolled back) can be restored in full.
 
     ``is_resumed``: the run finishes one that had begun to change disks (vbackup.operations.in_place_end). During the
     block no QEMU can open their images. Raises DiskError for the first disk that cannot be, NoSpaceError if there is no
-    room for a new image, StorageError, BusyError; nothing was written then.
+    room for a new image, StorageError, BusyError, ChainError if an image of the backup is not as it was, RemoteError,
+    LinkLostError; nothing was written then.
     """
     known = {disk.dev: disk for disk in domain_xml.parse(handle.live_xml()).disks}
     targets = []
@@ -237,29 +233,26 @@ def prepared(
         try:
             if dev not in known:
                 raise _UnfitError("there is no image to replace")
-            targets.append(_target(known[dev], reason, request, handle, point))
+            targets.append(_target(known[dev], reason, request, place, what.point))
         except _UnfitError as err:
             raise DiskError(
                 dev,
                 f"it cannot be rolled back by writing only what differs ({reason.rstrip('.')}), nor restored in full in"
-                f" place: {err}. Nothing was written. Restore it to another place: vbackup restore"
-                f" {domain_argument(handle.name)} --backup={point.backup.id} --output=DIR{err.option}.",
+                f" place{place.on_host}: {err}. Nothing was written."
+                f" {place.elsewhere(what.point.backup.id, option=err.option)}",
             ) from err
-    _refuse_full(targets, point, repository)
-    old = [one.replacement.path for one in targets if os.path.lexists(one.replacement.path)]
-    with image_lock.held(old):
+    _refuse_full(targets, place, what)
+    chains = {one.dev: what.point.chains[one.dev] for one in targets}
+    verify.check_chains(chains, what.repository, reporter=what.reporter, stop=what.stop)
+    old = []
+    for one in targets:
+        with storage_errors(f"look at {one.replacement.path}{place.on_host}"):
+            if place.status(one.replacement.path) is not None:
+                old.append(one.replacement.path)
+    with place.held(old):
         if targets:
             in_place_end.refuse_started(handle)
-        yield FullRestore(
-            targets,
-            request,
-            handle,
-            point,
-            repository=repository,
-            reporter=reporter,
-            stop=stop,
-            is_resumed=is_resumed,
-        )
+        yield FullRestore(targets, request, handle, place, what, is_resumed=is_resumed)
 
 
 class _UnfitError(Exception):
@@ -270,49 +263,66 @@ class _UnfitError(Exception):
         self.option = option
 
 
-def _target(disk: Disk, reason: str, request: FullRequest, handle: DomainHandle, point: Chosen) -> _Target:
-    dev = disk.dev
+def _target(disk: Disk, reason: str, request: FullRequest, place: Place, point: Chosen) -> _Target:
+    path = _path(disk, place)
+    with storage_errors(f"look at {path}{place.on_host}"):
+        status = place.status(path)
+        directory = place.status(path.parent)
+    if status is not None and stat.S_ISBLK(status.mode):
+        raise _UnfitError(
+            f"{path} is a block device, on which the old content could not be kept",
+            option=f" --disk={shlex.quote(f'{disk.dev}={disk.path or path}')}",
+        )
+    image_format = _FORMATS.get(disk.format)
+    if image_format is None:
+        raise _UnfitError(f"its format is {disk.format.name}, and not qcow2 or raw")
+    if directory is None or not stat.S_ISDIR(directory.mode):
+        raise _UnfitError(f"there is no directory {path.parent}")
+    has_snapshots = status is not None and _look_at(path, status, disk, request, place)
+    replacement = place.replacement(path, point.choice.disks[disk.dev].id)
+    _refuse_taken(replacement, place)
+    return _Target(disk.dev, replacement, image_format, reason, has_snapshots)
+
+
+def _path(disk: Disk, place: Place) -> Path:
+    """Return the path of a disk's image. Raises _UnfitError if its definition rules out another image."""
     if len(disk.images) > 1:
         raise _UnfitError("the definition of the domain names the images below it, which would show through")
-    image_format, path = _FORMATS.get(disk.format), in_place_end.image_path(disk, handle)
+    path = place.path_of(disk)
     if disk.encrypted or disk.images[0].secret is not None:
         raise _UnfitError("it is encrypted, and the new image would not be")
     if disk.images[0].oddity is not None:
         raise _UnfitError(disk.images[0].oddity)
     if path is None:
-        raise _UnfitError("its image is no file of this host")
-    if device.is_block_device(path):
-        raise _UnfitError(
-            f"{path} is a block device, on which the old content could not be kept",
-            option=f" --disk={shlex.quote(f'{dev}={disk.path or path}')}",
-        )
-    if image_format is None:
-        raise _UnfitError(f"its format is {disk.format.name}, and not qcow2 or raw")
-    replacement = Replacement(path, point.choice.disks[dev].id)
-    has_snapshots = False
-    if os.path.lexists(path):
-        has_snapshots = _look_at(path, disk, request)
-    elif not path.parent.is_dir():
-        raise _UnfitError(f"there is no directory {path.parent}")
-    barrier = replacement.barrier()
-    if barrier is not None:
-        raise _UnfitError(barrier)
-    destination.refuse_existing([replacement.new, replacement.kept], instead="it another name, or remove it")
-    return _Target(dev, replacement, image_format, reason, has_snapshots)
+        raise _UnfitError("its image is no file" + (" there" if place.on_host else " of this host"))
+    return path
 
 
-def _look_at(path: Path, disk: Disk, request: FullRequest) -> bool:
+def _refuse_taken(replacement: Replacement, place: Place) -> None:
+    """Raise _UnfitError if the image can get no other name, StorageError if one that is needed is taken."""
+    with storage_errors(f"look at {replacement.path}{place.on_host}"):
+        barrier = replacement.barrier()
+        if barrier is not None:
+            raise _UnfitError(barrier)
+        for taken in (replacement.new, replacement.kept):
+            if place.seen(taken) is not None:
+                raise StorageError(
+                    f"{taken} already exists{place.on_host}, and vbackup never overwrites files; give it another name,"
+                    " or remove it."
+                )
+
+
+def _look_at(path: Path, status: Status, disk: Disk, request: FullRequest, place: Place) -> bool:
     """Return whether the old image has internal snapshots. Raises _UnfitError if it must not be replaced."""
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode):
+    if not stat.S_ISREG(status.mode):
         raise _UnfitError(f"{path} is no regular file")
-    why = doubt(Image(str(path), disk.format, False, (status.st_dev, status.st_ino)))
+    why = place.doubt(Image(str(path), disk.format, False, status.identity))
     if why is not None and not request.exclusive:
         raise _UnfitError(f"its image {path} {why}; if this host alone uses it, give --exclusive")
     if disk.format != BlockDriver.QCOW2:
         return False
     try:
-        header = qcow2.header_of_source(path)
+        header = place.header(path)
     except ChainError:
         return False  # nobody can use it as it is
     if header.encrypted:
@@ -322,28 +332,26 @@ def _look_at(path: Path, disk: Disk, request: FullRequest) -> bool:
     return header.snapshots > 0
 
 
-def _refuse_full(targets: Sequence[_Target], point: Chosen, repository: Repository) -> None:
+def _refuse_full(targets: Sequence[_Target], place: Place, what: Restore) -> None:
     """Raise NoSpaceError if the new images do not fit beside the old ones, StorageError if none can be made there."""
     needed: dict[int, int] = {}
+    on_host = place.on_host
     for one in targets:
-        directory = one.replacement.path.parent
-        with storage_errors(f"make an image in {directory}"):
-            status, room = directory.stat(), os.statvfs(directory)
-            if not os.access(directory, os.W_OK | os.X_OK, effective_ids=True):
-                raise PermissionError(13, os.strerror(13), os.fspath(one.replacement.new))
-        with storage_errors(f"give a new image in {directory} the owner, mode and label of {one.replacement.path}"):
+        old = one.replacement.path
+        directory = old.parent
+        with storage_errors(f"make an image in {directory}{on_host}"):
+            device, free_bytes = place.room(directory)
+        with storage_errors(f"give a new image in {directory} the owner, mode and label of {old}{on_host}"):
             try:
                 one.replacement.check_attributes()
             except PermissionError as err:
                 if os.geteuid() == 0:
                     raise
                 raise PermissionError(errno.EACCES, err.strerror) from err
-        image_bytes = restoring.needed_bytes(point.chains[one.dev], repository)
-        needed[status.st_dev] = needed.get(status.st_dev, 0) + image_bytes
-        free_bytes = room.f_bavail * room.f_frsize
-        if needed[status.st_dev] > free_bytes:
+        needed[device] = needed.get(device, 0) + restoring.needed_bytes(what.point.chains[one.dev], what.repository)
+        if needed[device] > free_bytes:
             raise NoSpaceError(
-                f"Disk {one.dev}: its new image is made beside the old one, and {directory} has {free_bytes} bytes free"
-                f" and needs {needed[status.st_dev]}. Nothing was written. Free some space, or restore to another place"
-                " with --output."
+                f"Disk {one.dev}: its new image is made beside the old one, and {directory}{on_host} has {free_bytes}"
+                f" bytes free and needs {needed[device]}. Nothing was written. Free some space, or restore to another"
+                " place with --output."
             )

@@ -6,18 +6,15 @@ removed, and nothing that would lose its name is replaced.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from vbackup.domain import domain_xml
 from vbackup.domain.host import DomainHandle
-from vbackup.errors import BusyError, UnsuitableError, VbackupError
+from vbackup.errors import BusyError, UnsuitableError
 from vbackup.files import storage_errors
-from vbackup.images.replacement import Replacement
-from vbackup.model import Disk, SourceType
 from vbackup.operations import rollback
-from vbackup.qemu import image_lock
+from vbackup.operations.in_place_host import Place
 from vbackup.report import Reporter
 from vbackup.repository import in_place_journal
 from vbackup.repository.in_place_journal import Entry, Replaced, Seen, Step
@@ -25,14 +22,21 @@ from vbackup.repository.repository import Repository
 
 
 def settle(
-    handle: DomainHandle, devs: Collection[str], *, keep_old: bool, repository: Repository, reporter: Reporter
+    handle: DomainHandle,
+    devs: Collection[str],
+    place: Place,
+    *,
+    keep_old: bool,
+    repository: Repository,
+    reporter: Reporter,
 ) -> bool:
-    """End what a dead run has left, before a restore in place of the disks in ``devs``.
+    """End what a dead run has left, before a restore in place of the disks in ``devs``, whose images ``place`` has.
 
     Return True if some disks may be rolled back and others not: then the journal stays until the new run has written
     all of them. ``keep_old``: no old image is removed. The caller has the domain's lock in the repository. Raises
-    UnsuitableError if the domain runs, the journal is not of this host and repository, an image is not the one that it
-    names, or ``devs`` lacks a disk; ChainError if it cannot be read, BusyError, StorageError.
+    UnsuitableError if the domain runs, the journal is not of this host and repository or of images of another host, an
+    image is not the one that it names, or ``devs`` lacks a disk; ChainError if it cannot be read, BusyError,
+    StorageError, RemoteError, LinkLostError.
     """
     directory = repository.path / handle.uuid
     entry = in_place_journal.read(directory)
@@ -49,8 +53,11 @@ def settle(
             )
         in_place_journal.remove(directory)
         return False
+    if entry.host != place.host:
+        _leave(entry, place, directory, reporter)
+        return False
     known = domain_xml.parse(handle.live_xml()).disks
-    paths = {path for disk in known if (path := image_path(disk, handle)) is not None}
+    paths = {path for disk in known if (path := place.path_of(disk)) is not None}
     unknown = [one for one in entry.disks if one.path not in paths]
     if unknown:
         raise UnsuitableError(
@@ -58,16 +65,48 @@ def settle(
             f" no image of domain {handle.name} any more. Look at the images, and remove {journal}."
         )
     if entry.step is Step.EXCHANGING:
-        replacements = [Replacement(one.path, one.backup) for one in entry.disks]
-        with image_lock.held([path for one in replacements for path in (one.path, one.new) if os.path.lexists(path)]):
+        with place.held([path for path in _images(entry, place) if _seen(path, place) is not None]):
             refuse_started(handle)
-            finish(directory, entry.disks, keep_old=keep_old, reporter=reporter)
+            finish(directory, entry.disks, place, keep_old=keep_old, reporter=reporter)
+        place.whole(entry.devs)
         reporter.step(f"An interrupted restore in place to backup {entry.backup} was finished.")
         return False
-    return _run_again(entry, devs, directory, reporter)
+    return _run_again(entry, devs, place, directory, reporter)
 
 
-def _run_again(entry: Entry, devs: Collection[str], directory: Path, reporter: Reporter) -> bool:
+def _leave(entry: Entry, place: Place, directory: Path, reporter: Reporter) -> None:
+    """Leave what concerns images of another host than ``place``. Raises UnsuitableError if a domain is half restored.
+
+    The domains on both have the same UUID, as a standby and its original.
+    """
+    journal, where = directory / in_place_journal.NAME, entry.host or "this host"
+    if entry.is_begun:
+        there = f", with{entry.option}" if entry.option else ""
+        raise UnsuitableError(
+            f"A restore in place of the domain on {where} to backup {entry.backup} was interrupted; some disks there"
+            f" may be as in that backup and others as before. Run it again for that host{there}. If you know what the"
+            f" images there are like, remove {journal}."
+        )
+    in_place_journal.remove(directory)
+    new = [place.replacement(one.path, one.backup).new for one in entry.disks]
+    if new:
+        reporter.warning(
+            f"A restore in place of the domain on {where} was interrupted before it changed a disk; if there is a file"
+            f" {' or '.join(map(str, new))}, remove it."
+        )
+
+
+def _images(entry: Entry, place: Place) -> list[Path]:
+    replacements = [place.replacement(one.path, one.backup) for one in entry.disks]
+    return [path for one in replacements for path in (one.path, one.new)]
+
+
+def _seen(path: Path, place: Place) -> Seen | None:
+    with storage_errors(f"look at {path}{place.on_host}"):
+        return place.seen(path)
+
+
+def _run_again(entry: Entry, devs: Collection[str], place: Place, directory: Path, reporter: Reporter) -> bool:
     """Remove the new images, which are made again, and the journal unless a disk may be rolled back already."""
     lacking = sorted(entry.devs - set(devs))
     if entry.is_begun and lacking:
@@ -77,12 +116,15 @@ def _run_again(entry: Entry, devs: Collection[str], directory: Path, reporter: R
             f" to stay as they are, remove {directory / in_place_journal.NAME}."
         )
     for one in entry.disks:
-        new = Replacement(one.path, one.backup).new
-        with storage_errors(f"remove {new}"):
-            if one.new is None or Seen.of(new) == one.new:
-                new.unlink(missing_ok=True)
-            elif os.path.lexists(new):
-                reporter.warning(f"{new} is not the image that a restore has made, so it stays.")
+        names = place.replacement(one.path, one.backup)
+        with storage_errors(f"remove {names.new}{place.on_host}"):
+            found = place.seen(names.new)
+            if found is None:
+                continue
+            if one.new is None or found == one.new:
+                names.discard()
+            else:
+                reporter.warning(f"{names.new}{place.on_host} is not the image that a restore has made, so it stays.")
     if entry.is_begun:
         reporter.step(
             f"A restore in place to backup {entry.backup} was interrupted when some of the disks"
@@ -94,37 +136,39 @@ def _run_again(entry: Entry, devs: Collection[str], directory: Path, reporter: R
     return False
 
 
-def finish(directory: Path, disks: Sequence[Replaced], *, reporter: Reporter, keep_old: bool = False) -> None:
+def finish(
+    directory: Path, disks: Sequence[Replaced], place: Place, *, reporter: Reporter, keep_old: bool = False
+) -> None:
     """Put all new images in their places, remove the old ones unless they are kept, and then the journal.
 
     An old image that is not as it was recorded is kept, with a warning. Raises UnsuitableError if a new one is not,
-    StorageError.
+    StorageError, RemoteError, LinkLostError.
     """
-    pairs = [(one, Replacement(one.path, one.backup)) for one in disks]
+    pairs = [(one, place.replacement(one.path, one.backup)) for one in disks]
+    on_host = place.on_host
     for one, names in pairs:
-        with storage_errors(f"read {names.new}"):
-            found = Seen.of(names.new)
-        if found not in (None, one.new):
+        if _seen(names.new, place) not in (None, one.new):
             raise UnsuitableError(
-                f"{names.new} is not as the restore in place has made it, so it does not take the place of {one.path}."
-                f" Move it away, remove {directory / in_place_journal.NAME}, and restore the disk {one.dev} again."
+                f"{names.new}{on_host} is not as the restore in place has made it, so it does not take the place of"
+                f" {one.path}. Move it away, remove {directory / in_place_journal.NAME}, and restore the disk {one.dev}"
+                " again."
             )
     for one, names in pairs:
-        with storage_errors(f"put {names.new} in the place of {one.path}"):
+        with storage_errors(f"put {names.new} in the place of {one.path}{on_host}"):
             names.put()
     for one, names in pairs:
         if one.is_kept or keep_old:
             continue
-        with storage_errors(f"remove {names.kept}"):
-            kept, present = Seen.of(names.kept), Seen.of(one.path)
+        with storage_errors(f"remove {names.kept}{on_host}"):
+            kept, present = place.seen(names.kept), place.seen(one.path)
             if kept is None:
                 continue
             if kept == one.old and one.new is not None and present is not None and present.inode == one.new.inode:
                 names.remove_old()
                 continue
         reporter.warning(
-            f"Disk {one.dev}: {names.kept} stays: it was written to after the restore was interrupted, or is not the"
-            " image that was replaced. Remove it if you do not need it."
+            f"Disk {one.dev}: {names.kept}{on_host} stays: it was written to after the restore was interrupted, or is"
+            " not the image that was replaced. Remove it if you do not need it."
         )
     in_place_journal.remove(directory)
 
@@ -133,22 +177,6 @@ def refuse_started(handle: DomainHandle) -> None:
     """Raise BusyError if the domain runs."""
     if handle.is_active():
         raise BusyError(f"Domain {handle.name} has been started; run the same command again when it is off.")
-
-
-def image_path(disk: Disk, handle: DomainHandle) -> Path | None:
-    """Return the path of a disk's image without symbolic links, None if it is not in a file or block device."""
-    image = disk.images[0] if disk.images else None
-    if image is None:
-        return None
-    path = image.path
-    if image.source_type == SourceType("volume") and image.pool and image.volume:
-        try:
-            path = handle.host.volume_path(image.pool, image.volume)
-        except VbackupError:
-            return None
-    elif image.source_type not in (SourceType.FILE, SourceType("block")):
-        return None
-    return None if path is None or not handle.host.is_local else Path(os.path.realpath(path))
 
 
 def _listed(devs: Collection[str]) -> str:

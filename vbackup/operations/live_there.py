@@ -34,7 +34,7 @@ from vbackup.images.live_point import Serving
 from vbackup.images.live_point_there import LivePointThere
 from vbackup.layers import ChainState, FileState, LayerState
 from vbackup.model import MachineKind, SecurityLabel
-from vbackup.operations import live_files, restore_there, restored_machine, tpm_there
+from vbackup.operations import disk_places_there, live_files, restore_there, restored_machine, tpm_there
 from vbackup.operations.live_files import Writing
 from vbackup.operations.restored_domain import Prepared
 from vbackup.operations.restored_machine import Placed
@@ -116,7 +116,7 @@ class There:
     def room(self, path: Path) -> tuple[int, Path, int]:
         """Ask the kernel there."""
         link = self._link
-        nearest = restore_there.existing(path.parent, self.is_missing)
+        nearest = disk_places_there.existing(path.parent, self.is_missing)
         return link.stat(os.fspath(nearest))["dev"], nearest, link.free_bytes(os.fspath(nearest))
 
     # files

@@ -15,11 +15,10 @@ from dataclasses import dataclass, field
 from vbackup.domain.host import DomainHandle, Host
 from vbackup.errors import DomainNotFoundError, domain_argument
 from vbackup.files import refuse_link
-from vbackup.hooks import half_restored
-from vbackup.hooks.marks import Work, offline_mark
 from vbackup.model import Backup, MachineKind
-from vbackup.operations import full_in_place, in_place_end, restore_scripts, rollback
+from vbackup.operations import full_in_place, in_place_end, restore_scripts
 from vbackup.operations.full_in_place import FullRequest, RestoredInFull
+from vbackup.operations.in_place_host import Here, Place, Restore
 from vbackup.operations.restore_scripts import Way
 from vbackup.operations.rollback import RollbackRequest, RolledBack
 from vbackup.report import Reporter
@@ -93,43 +92,24 @@ def run(
     ):
         restore_scripts.know(scripts, point.backup, repository=repository, uri=host.real_uri, output=None)
         restore_scripts.before(scripts, point, Way.IN_PLACE)
-        if host.has_link:
-            return _restored_there(request, handle, point, repository=repository, reporter=reporter, stop=stop)
-        with offline_mark(handle.uuid, Work.RESTORE):
-            return _restored(request, handle, point, repository=repository, reporter=reporter, stop=stop)
+        place = _place_of(host, handle, stop=stop)
+        with place.marked():
+            what = Restore(point, repository, reporter, stop)
+            return _restored(request, handle, place, what)
 
 
-def _restored_there(
-    request: InPlaceRequest,
-    handle: DomainHandle,
-    point: Chosen,
-    *,
-    repository: Repository,
-    reporter: Reporter,
-    stop: Stop,
-) -> RestoredInPlace:
-    """Roll the disks of a domain back that is locked, on another host."""
-    from vbackup.operations import rollback_there  # most domains are of this host
+def _place_of(host: Host, handle: DomainHandle, *, stop: Stop) -> Place:
+    """Return the host with the images of a domain. Raises SshError, HelperError."""
+    if not host.has_link:
+        return Here(handle)
+    from vbackup.operations.in_place_there import There  # most domains are of this host
 
-    how = RollbackRequest(request.exclusive, checkpoint=request.checkpoint, speed_bytes_s=request.speed_bytes_s)
-    with rollback_there.prepared(how, handle, point, repository=repository, reporter=reporter, stop=stop) as ready:
-        _warn(point, ready.untouched, handle, reporter, is_asked=bool(request.wanted.disks))
-        command = f"{_command(request, handle, point.backup, repository)} -c {shlex.quote(handle.host.real_uri)}"
-        done = rollback_there.run(ready, handle, command=command, stop=stop)
-    untouched = machine_untouched(point.backup)
-    return RestoredInPlace(point.backup.id, handle.name, handle.uuid, tuple(done), machine_untouched=untouched)
+    return There(handle, stop=stop)
 
 
-def _restored(
-    request: InPlaceRequest,
-    handle: DomainHandle,
-    point: Chosen,
-    *,
-    repository: Repository,
-    reporter: Reporter,
-    stop: Stop,
-) -> RestoredInPlace:
+def _restored(request: InPlaceRequest, handle: DomainHandle, place: Place, what: Restore) -> RestoredInPlace:
     """Restore the disks of a domain that is locked."""
+    point, repository, reporter = what.point, what.repository, what.reporter
     how = RollbackRequest(request.exclusive, checkpoint=request.checkpoint, speed_bytes_s=request.speed_bytes_s)
     in_full = FullRequest(
         request.exclusive,
@@ -140,29 +120,22 @@ def _restored(
 
     def half_written(devs: Sequence[str]) -> None:
         command = _command(request, handle, point.backup, repository)
-        half_restored.begin(handle.uuid, devs, domain=handle.name, command=command, reporter=reporter)
+        if place.uri is not None:
+            command += f" -c {shlex.quote(place.uri)}"
+        place.half_restored(devs, command=command, reporter=reporter)
 
     is_resumed = in_place_end.settle(
-        handle, point.chains, keep_old=request.keep_old, repository=repository, reporter=reporter
+        handle, point.chains, place, keep_old=request.keep_old, repository=repository, reporter=reporter
     )
     with (
-        rollback.prepared(how, handle, point, repository=repository, reporter=reporter, stop=stop) as ready,
-        full_in_place.prepared(
-            in_full,
-            ready.reasons,
-            handle,
-            point,
-            repository=repository,
-            reporter=reporter,
-            stop=stop,
-            is_resumed=is_resumed,
-        ) as full,
+        place.rollback(how, what) as ready,
+        full_in_place.prepared(in_full, ready.reasons, handle, place, what, is_resumed=is_resumed) as full,
     ):
         _warn(point, ready.untouched, handle, reporter, is_asked=bool(request.wanted.disks))
         with full.written(ready.devs):
             done = ready.run(about_to_write=half_written)
             replaced = full.exchange(about_to_write=half_written)
-    half_restored.end(handle.uuid, [*(one.dev for one in done), *(one.dev for one in replaced)])
+    place.whole([*(one.dev for one in done), *(one.dev for one in replaced)])
     return RestoredInPlace(
         point.backup.id, handle.name, handle.uuid, tuple(done), tuple(replaced), machine_untouched(point.backup)
     )

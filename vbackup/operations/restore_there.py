@@ -11,37 +11,40 @@ import errno
 import os
 import shlex
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 from vbackup.domain import defining, domain_xml
 from vbackup.domain.host import Host
+from vbackup.domain.pools import Pool
 from vbackup.domain.restored_xml import RestoredXml
 from vbackup.engine import restored_checkpoint
-from vbackup.errors import NoSpaceError, QmpError, RemoteError, StorageError, UnsuitableError
+from vbackup.errors import LinkLostError, QmpError, RemoteError, StorageError, UnsuitableError
 from vbackup.hooks import half_restored
 from vbackup.images.destination import Destination
-from vbackup.images.flatten import layers_of
-from vbackup.images.opened_point import OpenedPoint
-from vbackup.images.restoring import Restoring, needed_bytes
 from vbackup.images.there import ImageThere, Served, Writing
 from vbackup.layers import ChainState, FileState, LayerState
 from vbackup.model import ImageFormat, MachineKind
-from vbackup.operations import restore, restore_scripts, restored_domain, restored_machine, tpm_there
+from vbackup.operations import (
+    disk_places_there,
+    restore,
+    restore_scripts,
+    restored_domain,
+    restored_machine,
+    tpm_there,
+)
+from vbackup.operations.disk_places import Places
 from vbackup.operations.restore import Restored, RestoreRequest
 from vbackup.operations.restore_scripts import Way
 from vbackup.operations.restored_domain import Prepared
 from vbackup.operations.restored_machine import Placed
-from vbackup.qemu.nbd_address import NbdAddress
 from vbackup.remote.link import Link
 from vbackup.report import Reporter
 from vbackup.repository import chosen, verify
 from vbackup.repository.choice import Choice
 from vbackup.repository.chosen import Chosen
-from vbackup.repository.history import Link as ChainLink
 from vbackup.repository.repository import Repository
 from vbackup.scripts.runner import DomainScripts
 from vbackup.stop import Stop
@@ -60,6 +63,7 @@ class _Work:
     stop: Stop
     host: Host
     link: Link
+    pool: Pool | None
 
     @property
     def output(self) -> Path:
@@ -75,55 +79,52 @@ def run(
     reporter: Reporter,
     stop: Stop,
     scripts: DomainScripts,
+    pool: Pool | None = None,
 ) -> Restored:
     """Restore the backup to the host of libvirt, to which SSH leads, and define the domain there.
 
-    ``request.output`` is a directory on that host. Returns what was written, with paths there. Raises what
+    ``request.output`` is a directory on that host. ``pool``: the disks become volumes of it, but for those that have
+    another destination. Returns what was written, with paths there. Raises what
     vbackup.operations.restore.run raises, UnsuitableError for what only a restore on the host itself can do, and
     SshError, HelperError, LinkLostError, RemoteError. Nothing is left there then. RestoredOnlyError: libvirt refuses
     the definition in the end; the disks are complete and stay.
     """
-    _refuse_unsuitable(request)
+    refuse_relative(request.output)
     uuid = repository.find(request.domain)
     link = host.link(check=stop.check)
-    work = _Work(request, repository, reporter, stop, host, link)
+    work = _Work(request, repository, reporter, stop, host, link, pool)
     with chosen.held(repository, uuid, request.wanted, stop=stop) as point:
         restore_scripts.know(scripts, point.backup, repository=repository, uri=request.uri, output=request.output)
         return _restore(point, work, scripts)
 
 
-def _refuse_unsuitable(request: RestoreRequest) -> None:
-    if request.destinations:
-        raise UnsuitableError(
-            "A restore to another host writes new images in a directory there; for --disk DEV=PATH, run vbackup on"
-            " that host."
-        )
-    refuse_relative(request.output)
-
-
 def refuse_relative(output: Path) -> None:
     """Raise UnsuitableError if the directory depends on where vbackup was started."""
-    if not output.is_absolute() or ".." in output.parts:
-        raise UnsuitableError(
-            f"The directory {output} would be on the host of libvirt: give it as an absolute path, such as"
-            " --output /var/lib/libvirt/images/web."
-        )
+    disk_places_there.refuse_relative(output, option="--output ")
 
 
 def _restore(point: Chosen, work: _Work, scripts: DomainScripts) -> Restored:
     choice, chains = point.choice, point.chains
     backup, request, output = choice.backup, work.request, work.output
-    name = f".{request.image_format.value}"
-    destinations = [Destination(dev, output / f"{dev}{name}", request.image_format) for dev in chains]
-    machine = restored_machine.placed(backup, output)
+    assert request.define is not None
     is_missing = missing_on(work.link)
+    destinations = disk_places_there.plan(
+        Places(output, request.image_format, request.destinations, work.pool),
+        chains,
+        name=request.define.name or backup.domain_name,
+        repository=work.repository,
+        link=work.link,
+        is_missing=is_missing,
+    )
+    machine = restored_machine.placed(backup, output)
     taken = [*(one.path for one in destinations), *(one.path for one in machine), output / "domain.xml"]
     refuse_existing(taken, is_missing, work.link)
-    _refuse_no_room(chains, is_missing, work)
+    disk_places_there.refuse_no_room(
+        destinations, chains, repository=work.repository, link=work.link, is_missing=is_missing
+    )
     restored_machine.check(machine, backup, repository=work.repository, stop=work.stop)
     definition = _definition(point, machine, destinations, work)
     refuse_existing([Path(path) for path in definition.new_files], is_missing, work.link)
-    assert request.define is not None
     prepared = restored_domain.prepare(
         request.define,
         definition,
@@ -133,12 +134,15 @@ def _restore(point: Chosen, work: _Work, scripts: DomainScripts) -> Restored:
         reporter=work.reporter,
         is_missing=is_missing,
     )
-    refuse_closed(prepared, output, is_missing, work.link)
+    for directory in dict.fromkeys((output, *(one.path.parent for one in destinations))):
+        refuse_closed(prepared, directory, is_missing, work.link)
     in_place = _in_place(prepared, machine, is_missing, work)
     files_of = {one.dev: one.path for one in destinations}
     restore_scripts.before(scripts, point, Way.NEW, output=output, files=files_of, name=request.define.name)
     verify.check_chains(chains, work.repository, reporter=work.reporter, stop=work.stop)
     checkpoints = _write_all(point, destinations, in_place, prepared.text, work)
+    if work.pool is not None:
+        work.pool.refresh()
     for warning in restore.warnings(choice, definition, is_missing=is_missing):
         work.reporter.warning(warning)
     with suppress(RemoteError):  # of the disks that a domain with this UUID had before
@@ -157,6 +161,7 @@ def _restore(point: Chosen, work: _Work, scripts: DomainScripts) -> Restored:
         checkpoints=tuple(checkpoints),
         defined=defined,
         machine=in_place,
+        volumes={one.dev: one.volume for one in destinations if one.volume is not None},
     )
 
 
@@ -193,31 +198,15 @@ def is_none(err: RemoteError) -> bool:
 
 
 def refuse_existing(paths: Sequence[Path], is_missing: Callable[[str | Path], bool], link: Link) -> None:
-    """Raise StorageError if one of them is there. ``is_missing`` comes from ``missing_on``."""
-    for path in paths:
+    """Raise StorageError if one of them is there, or twice in the list. ``is_missing`` comes from ``missing_on``."""
+    for number, path in enumerate(paths):
+        if path in paths[:number]:
+            raise StorageError(f"Two files would both be {path}; give another path to one of the disks.")
         if not is_missing(path):
             raise StorageError(
                 f"{path} already exists on {link.host}, and vbackup never overwrites files; give another directory"
                 " with --output."
             )
-
-
-def _refuse_no_room(
-    chains: Mapping[str, Sequence[ChainLink]], is_missing: Callable[[str | Path], bool], work: _Work
-) -> None:
-    needed = sum(needed_bytes(links, work.repository) for links in chains.values())
-    directory = existing(work.output, is_missing)
-    free = work.link.free_bytes(os.fspath(directory))
-    if free < needed:
-        raise NoSpaceError(
-            f"{directory} on {work.link.host} has {free} bytes free, but the disks take up to {needed}: free some"
-            " space there, or give another directory with --output."
-        )
-
-
-def existing(path: Path, is_missing: Callable[[str | Path], bool]) -> Path:
-    """Return the nearest directory that is there, from ``path`` upwards."""
-    return next(one for one in (path, *path.parents) if not is_missing(one))
 
 
 def refuse_closed(prepared: Prepared, output: Path, is_missing: Callable[[str | Path], bool], link: Link) -> None:
@@ -226,7 +215,7 @@ def refuse_closed(prepared: Prepared, output: Path, is_missing: Callable[[str | 
     users = [one.label for one in labels if one.model == "dac"]
     if not users or users[-1].lstrip("+").partition(":")[0] in ("0", "root"):
         return
-    first = existing(output, is_missing)
+    first = disk_places_there.existing(output, is_missing)
     for directory in reversed((first, *first.parents)):
         if not link.stat(os.fspath(directory))["mode"] & _ENTER:
             raise StorageError(
@@ -257,29 +246,42 @@ def _write_all(
 
     Returns the disks (dev) whose next backup starts from the backup.
     """
-    link, output = work.link, work.output
+    link, output, request = work.link, work.output, work.request
     checkpoints: list[str] = []
-    layers = {dev: layers_of(point.paths(work.repository, dev)) for dev in point.chains}
-    with ExitStack() as stack:
-        stage = Path(link.stage(os.fspath(output)))
-        here = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vbackup-")))
-        opened = stack.enter_context(OpenedPoint(layers, reporter=work.reporter))
-        opened.listen(here / "nbd")
-        restoring = Restoring(work.repository, work.reporter, work.stop, here)
-        writing = Writing(link, work.repository, work.reporter, work.stop, work.request.speed_bytes_s)
-        for one in destinations:
-            links = point.chains[one.dev]
-            export = opened.export_nbd(one.dev)
-            image = ImageThere(
-                one.dev, os.fspath(stage / one.path.name), one.image_format, links[0].image.virtual_size_bytes
+    places = {one.dev: one.path for one in destinations}
+    has_checkpoint = request.checkpoint and (request.define is None or request.define.name is None)  # of the original
+
+    def finish(image: ImageThere, served: Served) -> None:
+        if has_checkpoint and add_checkpoint(
+            served,
+            image,
+            places[image.dev],
+            choice=point.choice,
+            repository=work.repository,
+            reporter=work.reporter,
+            stop=work.stop,
+        ):
+            checkpoints.append(image.dev)
+
+    with tempfile.TemporaryDirectory(prefix="vbackup-") as directory:
+        here = Path(directory)
+        stages = {output: Path(link.stage(os.fspath(output)))}
+        for parent in dict.fromkeys(one.path.parent for one in destinations):
+            if parent not in stages:
+                stages[parent] = Path(link.stage(os.fspath(parent)))
+        stage = stages[output]
+        images = [
+            ImageThere(
+                one.dev,
+                os.fspath(stages[one.path.parent] / one.path.name),
+                one.image_format,
+                point.chains[one.dev][0].image.virtual_size_bytes,
             )
-            with restoring.lists(links) as lists:
-                source = NbdAddress(one.dev, path=here / "nbd").uri
-                writing.write(
-                    links, image, source, lists, finish=partial(_add_checkpoint, one, point.choice, checkpoints, work)
-                )
-            opened.remove_export(export)
-        moves = [(stage / one.path.name, one.path) for one in destinations]
+            for one in destinations
+        ]
+        writing = Writing(link, work.repository, work.reporter, work.stop, request.speed_bytes_s)
+        writing.write_all(images, point.chains, finish=finish)
+        moves = [(stages[one.path.parent] / one.path.name, one.path) for one in destinations]
         restored_machine.write(machine, point.backup, here, repository=work.repository, stop=work.stop)
         for placed in machine:
             is_elsewhere = placed.path.parent != output
@@ -293,40 +295,58 @@ def _write_all(
         # The domain XML last: where it is, all that it names is there.
         moves.append((stage / "domain.xml", output / "domain.xml"))
         link.publish([(os.fspath(source), os.fspath(target)) for source, target in moves])
+        for each in stages.values():
+            remove_stage(each, link)
     return checkpoints
 
 
-def _add_checkpoint(one: Destination, choice: Choice, checkpoints: list[str], work: _Work, served: Served) -> None:
-    """Let the chain of a restored disk go on from the backup, if it is a disk of the original: see restored_checkpoint.
+def remove_stage(stage: Path, link: Link) -> None:
+    """Remove a directory of ``Link.stage`` at once: a pool would have it as a volume, and a link can last.
 
-    What goes wrong is a warning: the next backup is a full then.
+    The helper removes it at the end of the link. Never fails.
     """
-    request, backup = work.request, choice.disks[one.dev]
-    is_original = request.define is None or request.define.name is None
-    if not request.checkpoint or not is_original or one.image_format is not ImageFormat.QCOW2:
-        return
-    if not restored_checkpoint.can_start(backup, one.dev, work.reporter):
-        return
-    state = ChainState((LayerState("", FileState(os.fspath(one.path))),))  # of a file that this host cannot look at
+    with suppress(LinkLostError, RemoteError):
+        link.run(["rm", "-rf", "--", os.fspath(stage)])
+
+
+def add_checkpoint(
+    served: Served,
+    image: ImageThere,
+    path: Path,
+    *,
+    choice: Choice,
+    repository: Repository,
+    reporter: Reporter,
+    stop: Stop,
+) -> bool:
+    """Let the chain of a restored disk of the original go on from the backup: see restored_checkpoint.
+
+    ``path``: where the image will be. Returns False if it cannot: what goes wrong is a warning, and the next backup is
+    a full then.
+    """
+    dev, backup = image.dev, choice.disks[image.dev]
+    if image.image_format is not ImageFormat.QCOW2 or not restored_checkpoint.can_start(backup, dev, reporter):
+        return False
+    state = ChainState((LayerState("", FileState(os.fspath(path))),))  # of a file that this host cannot look at
     try:
         recorded = restored_checkpoint.record(
-            [(one.dev, backup, state)], uuid=choice.backup.domain_uuid, repository=work.repository
+            [(dev, backup, state)], uuid=choice.backup.domain_uuid, repository=repository
         )
         restored_checkpoint.write_bitmaps(
             served.monitor,
             [served.node],
             recorded,
-            naming=work.repository.naming,
-            reporter=work.reporter,
-            stop=work.stop,
+            naming=repository.naming,
+            reporter=reporter,
+            stop=stop,
         )
     except (StorageError, QmpError, UnsuitableError) as err:
-        work.reporter.warning(
-            f"Disk {one.dev}: the restored image got no bitmap of the restored checkpoint, so its next backup is a"
-            f" full: {err}"
+        reporter.warning(
+            f"Disk {dev}: the restored image got no bitmap of the restored checkpoint, so its next backup is a full:"
+            f" {err}"
         )
-        return
-    checkpoints.append(one.dev)
+        return False
+    return True
 
 
 def send(link: Link, source: Path, target: Path) -> None:

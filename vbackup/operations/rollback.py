@@ -79,11 +79,9 @@ class Rollback:
         store: Callable[[Layer], None],
         untouched: Sequence[str],
         reach: There | None,
-        instead: str | None = None,
     ) -> None:
-        """``instead``: how to restore a disk that needs a full restore, if that cannot be done in place."""
         self._disks, self._request, self._domain, self._store = [*disks], request, domain, store
-        self._point, self._lists, self._reach, self._instead = point, lists, reach, instead
+        self._point, self._lists, self._reach = point, lists, reach
         self.untouched = untouched  #: disks (dev) of the domain that the point does not have
         self.reasons = reasons  #: by dev: why the disk needs a full restore
 
@@ -149,8 +147,7 @@ class Rollback:
             self._warn("run the same command again")
             raise InterruptedBySignalError(err.signum, state="the disks are in the middle of a rollback") from err
         except StorageDaemonGoneError as err:
-            in_full = ", which restores them in full" if self._instead is None else ""  # nobody has stored the bitmaps
-            self._warn(f"run the same command again{in_full}")
+            self._warn("run the same command again, which restores them in full")  # nobody has stored the bitmaps
             raise StorageDaemonGoneError(err.how, err.last_words, remedy="The rollback did not end.") from err
         except BaseException:
             self._warn("run the same command again")
@@ -176,10 +173,9 @@ class Rollback:
 
     def _warn(self, remedy: str) -> None:
         disks = ", ".join(f"{one.dev} (to {one.backup.id})" for one in self._disks)
-        instead = "" if self._instead is None else f"; if a disk needs a full restore then, {self._instead}"
         self._domain.reporter.warning(
             f"The rollback of {disks} was interrupted: the content is partly as in the backup and partly as it was."
-            f" Do not start domain {self._domain.source.domain.name}; {remedy}{instead}."
+            f" Do not start domain {self._domain.source.domain.name}; {remedy}."
         )
 
 
@@ -227,12 +223,11 @@ def planned(
     reporter: Reporter,
     stop: Stop,
     reach: There | None = None,
-    instead: str | None = None,
 ) -> Rollback:
     """Return what is to be done with the disks of an opened domain, as ``prepared``.
 
     ``stack`` keeps the block lists open until the end. ``reach``: how the images are reached if they are on another
-    host. ``instead``: as Rollback.
+    host.
     """
     domain = LockedDomain(opened, repository, reporter, stop)
     history = repository.catalogue(domain.uuid).history
@@ -260,7 +255,6 @@ def planned(
         store=opened.store,
         untouched=untouched,
         reach=reach,
-        instead=instead,
     )
 
 

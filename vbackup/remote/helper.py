@@ -26,6 +26,7 @@ import shutil
 import signal
 import socket
 import stat
+import struct
 import subprocess
 import syslog
 import tempfile
@@ -65,6 +66,11 @@ LISTENING, CONNECTED = "01", "03"
 MARKS = "/run/vbackup/offline"
 #: How many clients of an NBD server may wait to be accepted.
 BACKLOG = 128
+#: The bytes of an image that QEMU locks: for each kind of access that it wants, and that it grants nobody else
+#: (vbackup.qemu.image_lock); struct flock with 64 bits, and the numbers of fcntl(2), which Python 3.9 has by name.
+WANTED, DENIED, KINDS = 100, 200, 5
+FLOCK = struct.Struct("@hhqqi4x")
+OFD_GETLK, OFD_SETLK = 36, 37
 #: How long a program has to end: a storage daemon stores bitmaps, without which the next backup would be a full.
 END_S = 60.0
 
@@ -728,6 +734,25 @@ class Helper:
             self.do_close(handle)
             raise
         return handle
+
+    def do_lock_image(self, path: str) -> "int | None":
+        """Keep every QEMU from opening an image as long as the handle is open; None if one has it open.
+
+        As vbackup.qemu.image_lock: a filesystem on which locks do not work has none for QEMU either.
+        """
+        handle = self.do_open(path)
+        try:
+            fcntl.fcntl(handle, OFD_SETLK, FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, DENIED, KINDS, 0))
+            reply = fcntl.fcntl(handle, OFD_GETLK, FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, WANTED, KINDS, 0))
+        except OSError as err:
+            if err.errno in (errno.EINVAL, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+                return handle
+            self.do_close(handle)
+            raise
+        if FLOCK.unpack(reply)[0] == fcntl.F_UNLCK:
+            return handle
+        self.do_close(handle)
+        return None
 
     def do_remove_socket(self, path: str) -> None:
         """Remove a forwarded socket, whose forwarding has ended."""

@@ -198,6 +198,15 @@ class Link:
                 return None
             raise
 
+    def lock_image(self, path: str) -> int | None:
+        """Keep every QEMU there from opening an image until ``close_handle``, or the end of the link.
+
+        Returns None if a program that locks as QEMU does has it open.
+        """
+        what = f"lock {path}"
+        found = self._call("lock_image", what, path=path)
+        return None if found is None else self._integer(found, what)
+
     def end_forward(self, remote: str) -> None:
         """Let no new connections through; those that are there stay."""
         with self._lock:

@@ -10,6 +10,7 @@ files, and vbackup.operations.in_place_end heeds none that is not a disk of the 
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from enum import Enum
@@ -74,6 +75,8 @@ class Entry:
     writer: Writer
     inode: int  #: of the domain's directory: a copy of the repository has another
     rolled: frozenset[str] = frozenset()  #: disks (dev) that are rolled back
+    host: str | None = None  #: name of the host that has the images, if the process is on another one
+    uri: str | None = None  #: of its libvirt
 
     @property
     def is_begun(self) -> bool:
@@ -84,6 +87,11 @@ class Entry:
     def devs(self) -> frozenset[str]:
         """All disks that the restore writes."""
         return frozenset({*self.rolled, *(one.dev for one in self.disks)})
+
+    @property
+    def option(self) -> str:
+        """The option of a command that names the libvirt, with a blank in front; "" if it is that of this host."""
+        return "" if self.uri is None else f" -c {shlex.quote(self.uri)}"
 
     def is_of(self, directory: Path) -> bool:
         """Return False if the restore ran on another host, or the repository is a copy of the one that it was from."""
@@ -120,11 +128,24 @@ def read(directory: Path) -> Entry | None:
         raise ChainError(f"{path} has an unknown step, {fields.text('step')[:50]!r}.") from err
     disks = tuple(_disk(each) for each in fields.objects("disks"))
     backup, writer = _id(fields, "backup"), Writer.read(fields.object("writer"))
-    return Entry(step, backup, disks, writer, fields.integer("inode"), fields.strings("rolled"))
+    host, uri = (fields.optional_text(member) for member in ("host", "uri"))
+    return Entry(step, backup, disks, writer, fields.integer("inode"), fields.strings("rolled"), host, uri)
 
 
-def write(directory: Path, step: Step, *, backup: str, disks: Sequence[Replaced], rolled: Collection[str] = ()) -> None:
-    """Record, durably, that this process is at that step. Raises StorageError, NoSpaceError."""
+def write(
+    directory: Path,
+    step: Step,
+    *,
+    backup: str,
+    disks: Sequence[Replaced],
+    rolled: Collection[str] = (),
+    host: str | None = None,
+    uri: str | None = None,
+) -> None:
+    """Record, durably, that this process is at that step. Raises StorageError, NoSpaceError.
+
+    ``host`` and ``uri``: of the libvirt that has the images, if it is not on this host.
+    """
     path = directory / NAME
     with storage_errors(f"write {path}"):
         document = {
@@ -145,6 +166,8 @@ def write(directory: Path, step: Step, *, backup: str, disks: Sequence[Replaced]
             "rolled": sorted(rolled),
             "writer": Writer.this().document(),
             "inode": directory.lstat().st_ino,  # st_dev can be another after a reboot
+            "host": host,
+            "uri": uri,
         }
         files.replace_text(path, json.dumps(document, indent=2) + "\n")
 

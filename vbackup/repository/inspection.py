@@ -367,12 +367,16 @@ def _in_place(directory: Path) -> Iterator[Trouble]:
         entry = in_place_journal.read(directory)
         if entry is None:
             return
+        remedy = f"'vbackup restore {directory.name} --in-place{entry.option}' ends it, while the domain is off."
         if liveness.is_at_work(entry.writer, directory, silent_s=time.time() - path.lstat().st_mtime):
             return
         what = f"A restore in place to backup {entry.backup} was interrupted"
         if entry.is_begun:
             what += ", and some disks of the domain may be as in that backup and others as before"
-            remedy = f"'vbackup restore {directory.name} {entry.backup} --in-place' ends it, while the domain is off."
+            remedy = (
+                f"'vbackup restore {directory.name} {entry.backup} --in-place{entry.option}' ends it, while the domain"
+                " is off."
+            )
         what = f"{what}: {path}."
     except FileNotFoundError:  # it has just ended
         return

@@ -65,7 +65,7 @@ def test_directory_is_given_once(vb: Connection, asked: list[Any]) -> None:
 def test_libvirt_defines_and_has_pools(vb: Connection, asked: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     libvirt = SimpleNamespace(has_link=False)
     use_libvirt(monkeypatch, libvirt)
-    monkeypatch.setattr(pools, "opened", lambda host, name: (host, name))
+    monkeypatch.setattr(pools, "opened", lambda host, name, *, by_link: (host, name))
     vb.restore(RestoreRequest("web", Path("/one"), define=DefineRequest("new", True), uri="qemu:///session"))
     vb.restore("web", "/two", pool="default")
     assert [(named["host"], named["pool"]) for _, named in asked] == [(libvirt, None), (libvirt, (libvirt, "default"))]
@@ -73,16 +73,16 @@ def test_libvirt_defines_and_has_pools(vb: Connection, asked: list[Any], monkeyp
 
 
 def test_domain_is_defined_where_libvirt_is(vb: Connection, asked: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a definition, and to a pool, the disks come to this host."""
+    """With a pool of it, too; without a definition, the disks come to this host."""
     use_libvirt(monkeypatch, SimpleNamespace(has_link=True))
-    monkeypatch.setattr(pools, "opened", lambda host, name: name)
-    there: list[RestoreRequest] = []
-    monkeypatch.setattr(restore_there, "run", lambda request, **named: there.append(request))
+    monkeypatch.setattr(pools, "opened", lambda host, name, *, by_link: (name, by_link))
+    there: list[Any] = []
+    monkeypatch.setattr(restore_there, "run", lambda request, *, pool, **named: there.append((request.output, pool)))
     vb.restore(RestoreRequest("web", Path("/there"), define=DefineRequest()))
-    assert ([request.output for request in there], asked) == ([Path("/there")], [])
-    vb.restore(RestoreRequest("web", Path("/here"), define=DefineRequest()), pool="default")
+    vb.restore(RestoreRequest("web", Path("/there"), define=DefineRequest()), pool="default")
+    assert (there, asked) == ([(Path("/there"), None), (Path("/there"), ("default", True))], [])
     vb.restore("web", "/here")
-    assert (len(there), [request.output for request, _ in asked]) == (1, [Path("/here"), Path("/here")])
+    assert (len(there), [request.output for request, _ in asked]) == (2, [Path("/here")])
 
 
 def test_others_need_libvirt(vb: Connection, asked: list[Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -88,6 +88,7 @@ class FakeHost:
         self.pool, self.is_local, self.real_uri = pool, is_local, "qemu:///system"
         self.uri: str | None = None
         self.connection: Any = self
+        self.has_link = not is_local
 
     def storagePoolLookupByName(self, name: str) -> FakePool:  # noqa: N802
         if name != "p":
@@ -111,9 +112,9 @@ class FakeHost:
             raise MonitorError(f"libvirt could not {what}: refused.") from err
 
 
-def opened(pool: FakePool, name: str = "p", *, is_local: bool = True) -> Pool:
+def opened(pool: FakePool, name: str = "p", *, is_local: bool = True, by_link: bool = False) -> Pool:
     host: Any = FakeHost(pool, is_local=is_local)
-    return pools.opened(host, name)
+    return pools.opened(host, name, by_link=by_link)
 
 
 @pytest.mark.parametrize(
@@ -240,3 +241,15 @@ def test_pool_of_another_host_or_without_room_is_refused() -> None:
     pool.refuse_full(100)
     with pytest.raises(NoSpaceError, match=r"has 100 bytes available, and the disks need 101\. Nothing"):
         pool.refuse_full(101)
+
+
+@pytest.mark.parametrize("kind", ["dir", "fs", "netfs"])
+def test_pool_of_files_of_another_host_is_within_reach_of_a_link(kind: str) -> None:
+    assert opened(FakePool(kind), is_local=False, by_link=True).target == Path("/pool")
+    with pytest.raises(UnsuitableError, match=r"only by SSH, as those of a domain that --define or --start defines"):
+        opened(FakePool(kind), is_local=False)
+
+
+def test_logical_volumes_of_another_host_are_not() -> None:
+    with pytest.raises(UnsuitableError, match="is of type logical, and on another host only files are written"):
+        opened(FakePool("logical"), is_local=False, by_link=True)

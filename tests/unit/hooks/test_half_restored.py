@@ -54,6 +54,17 @@ def test_disks_of_several_runs_are_ended_one_by_one(directory: Path) -> None:
     assert not (directory / UUID).exists()
 
 
+def test_record_of_another_host_keeps_the_disks_that_are_not_whole_yet() -> None:
+    first = half_restored.text(["vda", "vdb"], domain="web", command=COMMAND).encode()
+    second = half_restored.text(["vdc", "vda"], domain="web", command=COMMAND, earlier=first).encode()
+    assert json.loads(second)["disks"] == ["vda", "vdb", "vdc"]
+    left = half_restored.text_without(second, ["vdb", "vdc"])
+    assert left is not None
+    assert json.loads(left) == {**json.loads(second), "disks": ["vda"]}
+    assert half_restored.text_without(left.encode(), ["vda"]) is None
+    assert half_restored.text_without(b"[", []) is None
+
+
 def test_end_without_a_begin_is_none(directory: Path) -> None:
     half_restored.end(UUID, ["vda"])
     half_restored.end(UUID)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ from tests.unit.builders import Recorder
 from vbackup.errors import UnsuitableError
 from vbackup.images.replacement import Replacement
 from vbackup.operations import in_place_end
+from vbackup.operations.in_place_host import Here
 from vbackup.repository import in_place_journal
 from vbackup.repository.in_place_journal import Replaced, Seen, Step
 from vbackup.repository.repository import Repository
@@ -50,7 +52,12 @@ class Dead:
 
     def settle(self, *devs: str, keep_old: bool = False) -> bool:
         return in_place_end.settle(
-            self.handle, devs or ("vda", "vdb"), keep_old=keep_old, repository=self.repo, reporter=self.recorder
+            self.handle,
+            devs or ("vda", "vdb"),
+            Here(self.handle),
+            keep_old=keep_old,
+            repository=self.repo,
+            reporter=self.recorder,
         )
 
     def contents(self) -> dict[str, str]:
@@ -135,3 +142,19 @@ def test_only_the_host_that_began_ends_it(dead: Dead, step: Step, monkeypatch: p
     monkeypatch.setattr(in_place_journal, "read", lambda _directory: replace(entry, inode=1))
     with pytest.raises(UnsuitableError, match="Run it again there"):
         dead.settle()
+
+
+@pytest.mark.parametrize("step", Step)
+def test_images_of_another_host_are_left_alone(dead: Dead, step: Step) -> None:
+    """A standby has the UUID of its original, and often the same paths."""
+    made = Replaced("vda", dead.names.path, ID, False, Seen.of(dead.names.path), Seen.of(dead.names.new))
+    uri = "qemu+ssh://root@hv2/system"
+    in_place_journal.write(dead.directory, step, backup=ID, disks=[made], host="hv2", uri=uri)
+    if step is Step.WRITING:
+        assert not dead.settle()
+        assert f"if there is a file {dead.names.new}, remove it" in dead.recorder.warnings[0]
+    else:
+        with pytest.raises(UnsuitableError, match=f"domain on hv2 to .* for that host, with -c {re.escape(uri)}"):
+            dead.settle()
+    assert dead.contents() == {"path": "old", "new": "new"}
+    assert dead.is_pending == (step is not Step.WRITING)

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from tests.unit.builders import UUID, Recorder, backup, commit
-from vbackup.errors import BusyError, DiskError, DomainNotFoundError, StorageDaemonGoneError
+from vbackup.errors import DomainNotFoundError, StorageDaemonGoneError
 from vbackup.model import MachineFile, MachineKind
-from vbackup.operations import restore_in_place, rollback, rollback_there
+from vbackup.operations import restore_in_place, rollback
+from vbackup.operations.in_place_there import There
 from vbackup.operations.restore_in_place import InPlaceRequest
 from vbackup.operations.rollback import Rollback, RollbackRequest
 from vbackup.repository.choice import Choice
@@ -60,7 +61,7 @@ def test_namesake_with_another_uuid_is_told(repo: Repository) -> None:
     assert not (repo.path / other).exists()
 
 
-def rolled_back(instead: str | None, err: BaseException, monkeypatch: pytest.MonkeyPatch) -> str:
+def rolled_back(err: BaseException, monkeypatch: pytest.MonkeyPatch) -> str:
     """Return what is said of a rollback that ends in the middle with this error."""
     recorder = Recorder()
     domain = SimpleNamespace(reporter=recorder, source=SimpleNamespace(domain=SimpleNamespace(name="web")))
@@ -81,7 +82,6 @@ def rolled_back(instead: str | None, err: BaseException, monkeypatch: pytest.Mon
         store=lambda _layer: None,
         untouched=(),
         reach=None,
-        instead=instead,
     )
     with pytest.raises(type(err)):
         ready.run()
@@ -91,24 +91,15 @@ def rolled_back(instead: str | None, err: BaseException, monkeypatch: pytest.Mon
 
 def test_interrupted_rollback_says_what_works(monkeypatch: pytest.MonkeyPatch) -> None:
     gone = StorageDaemonGoneError("was killed", "")
-    said = rolled_back(None, gone, monkeypatch)
+    said = rolled_back(gone, monkeypatch)
     assert said.endswith("Do not start domain web; run the same command again, which restores them in full.")
 
 
-@pytest.mark.parametrize("err", [StorageDaemonGoneError("was killed", ""), BusyError("the link is lost")])
-def test_disk_of_another_host_gets_a_new_image_if_it_cannot_be_rolled_back(
-    monkeypatch: pytest.MonkeyPatch, err: BaseException
-) -> None:
-    made, uri = backup(1), "qemu+ssh://root@hv2/system"
-    host = SimpleNamespace(real_uri=uri, link=lambda: SimpleNamespace(host="hv2"))
-    handle, point = as_handle(SimpleNamespace(name="web", host=host)), Chosen(Choice(made, {"vda": made}, (), ()), {})
-    works = (
-        f"restore to a new directory DIR there: run 'virsh -c {uri} undefine web --keep-nvram', and then 'vbackup"
-        f" restore web --backup {made.id} --define -c {uri} --output DIR'."
+def test_disk_of_another_host_that_gets_no_new_image_can_be_restored_elsewhere_there() -> None:
+    uri = "qemu+ssh://root@hv2/system"
+    host = SimpleNamespace(real_uri=uri, link=lambda **_: SimpleNamespace(host="root@hv2"))
+    place = There(as_handle(SimpleNamespace(name="web", host=host)), stop=Stop())
+    assert place.elsewhere("ID", option=" --disk=vda=/dev/x") == (
+        f"Run vbackup on that host, or restore to a new directory DIR there: run 'virsh -c {uri} undefine web"
+        f" --keep-nvram', and then 'vbackup restore web --backup ID --define -c {uri} --output DIR'."
     )
-    ready = as_handle(SimpleNamespace(reasons={"vda": "its bitmap was not closed."}))
-    with pytest.raises(DiskError) as raised:
-        rollback_there._refuse_full(ready, handle, point)
-    assert str(raised.value).endswith(f"since its bitmap was not closed. Run vbackup on that host, or {works}")
-    said = rolled_back(rollback_there._instead(handle, point), err, monkeypatch)
-    assert said.endswith(f"run the same command again; if a disk needs a full restore then, {works}")

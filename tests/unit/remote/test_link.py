@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
+import os
 import stat
 import tempfile
 import uuid
@@ -16,6 +17,7 @@ import pytest
 
 from tests.unit.remote.conftest import Virsh
 from vbackup.errors import BusyError, ForwardingError, LinkLostError, RemoteError, UnsuitableError
+from vbackup.qemu import image_lock
 from vbackup.remote import helper
 from vbackup.remote.address import Address
 from vbackup.remote.link import Link, _private_directory
@@ -130,6 +132,23 @@ def test_silence_without_a_link() -> None:
     assert link.is_lost
     with pytest.raises(LinkLostError, match="is not open"):
         link.refuse_lost()
+
+
+def test_image_that_no_qemu_may_open(link: Link, tmp_path: Path) -> None:
+    path = tmp_path / "vda.qcow2"
+    path.write_bytes(b"")
+    handle = link.lock_image(str(path))
+    assert handle is not None
+    with path.open("rb") as file:  # as QEMU looks whether somebody grants nobody else to write
+        reply = fcntl.fcntl(file, fcntl.F_OFD_GETLK, image_lock._FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 201, 1, 0))
+    assert image_lock._FLOCK.unpack(reply)[0] == fcntl.F_RDLCK
+    link.close_handle(handle)
+    with path.open("rb+") as file:  # as QEMU that writes to it
+        fcntl.fcntl(file, fcntl.F_OFD_SETLK, image_lock._FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, 101, 1, 0))
+        assert link.lock_image(str(path)) is None
+    assert link.lock_image(str(path)) is not None
+    with pytest.raises(RemoteError, match="No such file"):
+        link.lock_image(str(tmp_path / "none"))
 
 
 def test_file_is_locked_until_the_handle_is_closed(link: Link, tmp_path: Path) -> None:

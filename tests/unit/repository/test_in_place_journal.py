@@ -22,9 +22,10 @@ DISKS = [
 @pytest.mark.parametrize("step", Step)
 def test_what_is_recorded_is_read_until_it_is_removed(tmp_path: Path, step: Step) -> None:
     assert in_place_journal.read(tmp_path) is None
-    in_place_journal.write(tmp_path, step, backup=ID, disks=DISKS, rolled=["vdc"])
+    in_place_journal.write(tmp_path, step, backup=ID, disks=DISKS, rolled=["vdc"], host="hv1", uri="qemu+ssh://hv1/")
     entry = in_place_journal.read(tmp_path)
     assert entry is not None
+    assert (entry.host, entry.uri) == ("hv1", "qemu+ssh://hv1/")
     assert (entry.devs, entry.is_begun) == ({"vda", "vdb", "vdc"}, step is not Step.WRITING)
     assert (entry.step, entry.backup, list(entry.disks)) == (step, ID, DISKS)
     assert entry.is_of(tmp_path)

@@ -98,5 +98,9 @@ def test_restore_in_place_that_was_interrupted_is_told(repo: Repository, step: S
     assert f"A restore in place to backup {backup(1).id} was interrupted" in pending.what
     assert ("others as before" in pending.what) is (step is not Step.WRITING)
     assert f"'vbackup restore {UUID}" in pending.remedy
+    uri = "qemu+ssh://root@hv1/system"
+    in_place_journal.write(repo.path / UUID, step, backup=backup(1).id, disks=[], host="hv1", uri=uri)
+    [pending] = told()
+    assert f" --in-place -c {uri}' ends it" in pending.remedy
     pending.path.write_text("{") if pending.path else None
     assert "is damaged" in told()[0].what
