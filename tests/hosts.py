@@ -15,6 +15,7 @@ import contextlib
 import ctypes
 import dataclasses
 import functools
+import gc
 import os
 import pwd
 import shutil
@@ -305,7 +306,11 @@ class Hypervisor:
                 _run(*inside, "ip", "addr", "add", f"{cable.ipv4(end)}/24", "dev", device)
                 # As many segments as a connection has under way.
                 _run(*inside, "ip", "link", "set", device, "txqueuelen", "10000", "up")
-            yield FarHypervisor(name, cable.ipv4(2), f"qemu+ssh://root@{name}/system", link)
+            try:
+                yield FarHypervisor(name, cable.ipv4(2), f"qemu+ssh://root@{name}/system", link)
+            finally:
+                # A connection of libvirt ends with the last object that was made by it: now, and not without the link.
+                gc.collect()
 
     @property
     def _ends(self) -> tuple[tuple[tuple[str, ...], str], ...]:

@@ -29,7 +29,7 @@ path = "{repository}"
 [job.nightly]
 connect = "{uri}"
 domains = ["{domain}"]
-at = "daily"
+at = "01:00"
 [job.nightly.prune]
 keep-last = 3
 [job.nightly.verify]
@@ -62,8 +62,8 @@ def run_overhead(bench: Bench) -> None:
             meter.run(*argv, environment=environment)
 
         def by_hand(meter: Meter) -> None:
-            for words in steps:
-                meter.run(*VBACKUP, *words, "-q", environment=environment)
+            for command, *words in steps:
+                meter.run(*VBACKUP, command, "-q", *words, environment=environment)
 
         for number in range(bench.size(5, 1)):  # from then on each prune merges one
             _dirty(guest, number)
