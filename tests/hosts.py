@@ -15,6 +15,7 @@ import contextlib
 import ctypes
 import dataclasses
 import functools
+import gc
 import os
 import pwd
 import shutil
@@ -31,6 +32,7 @@ from typing import Any
 import libvirt
 
 from tests import namespaces
+from tests.delayed_link import DelayedLink
 from tests.lab import Machine
 from vbackup.domain.host import Host
 
@@ -146,17 +148,32 @@ class Hosts:
             _run("mount", "-t", "tmpfs", "-o", "mode=755", "none", place)
 
 
+#: The second number of the addresses of links, and of those that are slow.
+_NET, _FAR_NET = 213, 214
+
+
 @dataclasses.dataclass(frozen=True)
 class _Cable:
     """The addresses of one hypervisor's link."""
 
     number: int
+    net: int = _NET
 
     def ipv4(self, end: int) -> str:
-        return f"10.213.{self.number}.{end}"
+        return f"10.{self.net}.{self.number}.{end}"
 
     def ipv6(self, end: int) -> str:
         return f"fd77:{self.number}::{end}"
+
+
+@dataclasses.dataclass(frozen=True)
+class FarHypervisor:
+    """A hypervisor as it is reached by a link that is slow, and can be cut."""
+
+    name: str  #: for ssh
+    address: str
+    uri: str
+    link: DelayedLink
 
 
 class Hypervisor:
@@ -167,7 +184,7 @@ class Hypervisor:
         self.hosts = hosts
         self.directory = hosts.directory / name  #: seen by both: images, sockets, logs
         self.link = f"vbh{number}"
-        cable = _Cable(number)
+        self._cable = cable = _Cable(number)
         self.ipv4, self.ipv6 = cable.ipv4(2), cable.ipv6(2)
         self.uri = f"qemu+ssh://root@{name}/system"
         self.directory.mkdir(mode=0o755)
@@ -276,6 +293,24 @@ class Hypervisor:
         """Let packets through again; does nothing if they are let through."""
         for where, _link in self._ends:
             subprocess.run([*where, "nft", "delete", "table", "inet", self.link], capture_output=True, check=False)
+
+    @contextlib.contextmanager
+    def far_away(self, delay_s: float) -> Iterator[FarHypervisor]:
+        """Yield a second name of the hypervisor, by which each round trip takes longer by ``delay_s``."""
+        cable = _Cable(self._cable.number, net=_FAR_NET)
+        here, there = f"{self.link}far", "far0"
+        name = f"{self.name}-far"
+        alias = f"Host {name}\n    HostName {cable.ipv4(2)}\n    HostKeyAlias {self.name}\n    User root\n"
+        with DelayedLink(here, there, pid=self.pid, delay_s=delay_s) as link, self.hosts.configured(alias):
+            for end, inside, device in ((1, (), here), (2, self.inside, there)):
+                _run(*inside, "ip", "addr", "add", f"{cable.ipv4(end)}/24", "dev", device)
+                # As many segments as a connection has under way.
+                _run(*inside, "ip", "link", "set", device, "txqueuelen", "10000", "up")
+            try:
+                yield FarHypervisor(name, cable.ipv4(2), f"qemu+ssh://root@{name}/system", link)
+            finally:
+                # A connection of libvirt ends with the last object that was made by it: now, and not without the link.
+                gc.collect()
 
     @property
     def _ends(self) -> tuple[tuple[tuple[str, ...], str], ...]:

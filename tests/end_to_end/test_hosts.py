@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
+import time
 from pathlib import Path
 
 import libvirt
+import pytest
 
+from tests import delayed_link
 from tests.hosts import Hypervisor
 from tests.lab import DiskSpec, domain_xml
 
@@ -39,3 +43,19 @@ def test_cable_that_is_pulled_is_silent(hypervisor: Hypervisor) -> None:
     with hypervisor.without("python3"):
         assert _ssh("hv1", "python3", "-c", "pass").returncode in (126, 127)
     assert _ssh("hv1", "python3", "-c", "pass").returncode == 0
+
+
+@pytest.mark.skipif(bool(delayed_link.reason_not_to_start()), reason=str(delayed_link.reason_not_to_start()))
+def test_far_hypervisor_is_the_same_one_and_slow(hypervisor: Hypervisor) -> None:
+    with hypervisor.far_away(0.05) as far:
+        assert _ssh(far.name, "hostname").stdout == "hv1\n"
+        assert len(_ssh(far.name, "head", "-c", "5000000", "/dev/zero").stdout) == 5000000
+        start_s = time.monotonic()
+        with socket.create_connection((far.address, 22), timeout=5):
+            assert 0.05 <= time.monotonic() - start_s < 0.1 + 0.05
+        far.link.cut()
+        assert "timed out" in _ssh(far.name, "true").stderr
+        assert _ssh("hv1", "true").returncode == 0
+        far.link.mend()
+        assert _ssh(far.name, "true").returncode == 0
+    assert _ssh("hv1", "ip", "-brief", "link").stdout.count("far0") == 0

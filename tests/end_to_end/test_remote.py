@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import libvirt
 import pytest
 
+from tests import delayed_link
 from tests.end_to_end.chains import END_BYTES, levels
 from tests.hosts import Hypervisor
 from tests.lab import DiskSpec, References, compare, domain_xml
@@ -121,6 +122,12 @@ def test_all_levels_of_disks_of_any_size(
     assert set(levels(done).values()) == {"differential"}
     done = chain.backup()
     assert set(levels(done).values()) == {"incremental"}
+    if delayed_link.reason_not_to_start() is None:
+        with hypervisor.far_away(0.02) as far:
+            chain.hypervisor_uri = far.uri
+            overwrite(7)
+            done = chain.backup(during=lambda: overwrite(8))
+        assert set(levels(done).values()) == {"incremental"}
     after = chain.machine.state()
     assert [after[what] for what in ("nodes", "jobs", "fdsets")] == [
         clean[what] for what in ("nodes", "jobs", "fdsets")

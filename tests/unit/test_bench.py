@@ -96,11 +96,33 @@ def test_guests_worst_write_counts_and_not_the_median() -> None:
 def test_remote_increment_is_compared_with_the_local_one(far_s: float, met: bool) -> None:
     changed = "incremental, 100 MiB in 1600 extents"
     cases = [case("full through SSH", "ssh cat", 8.0), case("full through SSH", "vbackup", 10.0)]
-    local = case(changed, "vbackup of a domain on this host", 0.76)
-    found = verdicts({"remote": result(*cases, case(changed, "vbackup", far_s), local)})
+    others = [case(changed, "vbackup of a domain on this host", 0.76), case(changed, "vbackup, 20 ms away", far_s + 1)]
+    found = verdicts({"remote": result(*cases, case(changed, "vbackup", far_s), *others)})
     [verdict] = [one for one in found if one.work == "remote"]
     assert verdict.met is met
+    assert verdict.measured.endswith("as long as 50 more round trips")
     assert verdict.measured.startswith("full at 0.80 x the speed of ssh cat; incremental ")
+
+
+@pytest.mark.parametrize(("p99_ms", "worst_ms", "met"), [(9.0, 100.0, True), (9.1, 100.0, False), (9.0, 100.1, False)])
+def test_guests_writes_are_judged_by_p99_and_by_the_longest(p99_ms: float, worst_ms: float, met: bool) -> None:
+    quick = [{"p99_ms": 3.0, "worst_ms": 300.0}]
+    names = ("no backup", "vbackup, no delay", "vbackup, 20 ms away")
+    figures = {**dict.fromkeys(names, quick), "vbackup, 20 ms away": [{"p99_ms": 3.0, "worst_ms": 50.0}]}
+    dead = [{"p99_ms": p99_ms, "worst_ms": 20.0}, {"p99_ms": p99_ms, "worst_ms": worst_ms}]
+    found = verdicts({"remote-latency": result(**figures, **{"vbackup, the link dies": dead})})
+    [verdict] = [one for one in found if one.work == "remote-latency"]
+    assert verdict.met is met
+
+
+@pytest.mark.parametrize(("run_s", "met"), [(1.29, True), (1.31, False)])
+def test_run_is_compared_with_its_steps(run_s: float, met: bool) -> None:
+    cases = [case("run of a job", "run of a job", run_s), case("run of a job", "its steps by hand", 1.0)]
+    figures = {"page_bytes": 1, "Cockpit page with data, s": [2.5, 1.9, 1.8]}
+    found = verdicts({"daily": result(*cases, **figures)})
+    run, cockpit = (one for one in found if one.work == "daily" and one.met is not None)
+    assert run.met is met
+    assert cockpit.measured == "first row painted after 1.90 s"
 
 
 @pytest.mark.parametrize(("sealed_s", "reads", "met"), [(1.3, 0, True), (1.4, 0, False), (1.3, 1, False)])

@@ -93,6 +93,7 @@ class Host:
         self._owns_link = linked is None
         _start_events()
         self._embedded_secrets: Any = None
+        self._told: dict[str, Any] = {}  #: what does not change while the connection lasts
         self._secrets_lock = threading.Lock()
         self._connection = self._open()
 
@@ -116,6 +117,7 @@ class Host:
             except libvirt.libvirtError as err:
                 log.debug("closing the libvirt connection: %s", err)
         self._embedded_secrets = None
+        self._told = {}
 
     @contextmanager
     def another(self) -> Iterator[Host]:
@@ -223,9 +225,15 @@ class Host:
     @property
     def hostname(self) -> str:
         """Name of the host that libvirt runs on (virConnectGetHostname)."""
-        with self.errors("get the host's name"):
-            name: str = self._connection.getHostname()
+        name: str = self._asked_once("get the host's name", self._connection.getHostname)
         return name
+
+    def _asked_once(self, what: str, ask: Callable[[], Any]) -> Any:
+        """Return what libvirt answers; to ask another host takes a round trip. Raises as ``errors``."""
+        if what not in self._told:
+            with self.errors(what):
+                self._told[what] = ask()
+        return self._told[what]
 
     @property
     def is_embedded(self) -> bool:
@@ -243,8 +251,7 @@ class Host:
     @property
     def libvirt_version(self) -> str:
         """Version of the library or daemon that runs the domains, as "9.0.0" (virConnectGetLibVersion)."""
-        with self.errors("get the libvirt version"):
-            number = self._connection.getLibVersion()
+        number = self._asked_once("get the libvirt version", self._connection.getLibVersion)
         return f"{number // 1000000}.{number // 1000 % 1000}.{number % 1000}"
 
     def secret_value(self, secret: SecretRef) -> bytes:

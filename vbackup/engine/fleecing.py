@@ -33,7 +33,8 @@ vbackup.engine.plan names jobs and nodes, vbackup.engine.finish ends them.
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from vbackup.engine.disk_plan import DiskPlan, FleecingPlan
@@ -50,7 +51,7 @@ from vbackup.errors import (
 )
 from vbackup.images import targets
 from vbackup.model import Disk, SecurityLabel
-from vbackup.qemu import iothreads
+from vbackup.qemu import iothreads, jobs
 from vbackup.qemu.monitor import Monitor, schema
 from vbackup.undo import Undo
 
@@ -196,6 +197,21 @@ class SpaceWatch:
         """Raise NoSpaceError if the backup has to end, StorageError if the area cannot be asked."""
         if self.area.free_bytes() < self.reserve_bytes:
             raise self.full()
+
+    def paced(self) -> Callable[[], None]:
+        """Return ``check`` for whoever calls it at every event of a job: it asks again after TICK_S.
+
+        To ask for the room on another host takes a round trip. ``over`` has just asked.
+        """
+        due = time.monotonic() + jobs.TICK_S
+
+        def check() -> None:
+            nonlocal due
+            if time.monotonic() >= due:
+                self.check()
+                due = time.monotonic() + jobs.TICK_S
+
+        return check
 
     def full(self) -> NoSpaceError:
         """Return the error for a full fleecing area."""

@@ -98,11 +98,12 @@ def remove_leftovers(monitor: Monitor, naming: Naming) -> list[str]:
     job_ids = [job_id for job_id in jobs.query(monitor) if job_id.startswith(prefix)]
     if job_ids:
         jobs.cancel(monitor, job_ids)
-    return [*job_ids, *targets.close_all_in_qemu(monitor, naming), *_remove_of_audits(monitor, naming)]
-
-
-def _remove_of_audits(monitor: Monitor, naming: Naming) -> list[str]:
     nodes = block_nodes(monitor)
+    closed = targets.close_all_in_qemu(monitor, naming, known=nodes)
+    return [*job_ids, *closed, *_remove_of_audits(monitor, block_nodes(monitor) if closed else nodes, naming)]
+
+
+def _remove_of_audits(monitor: Monitor, nodes: BlockNodes, naming: Naming) -> list[str]:
     found = [
         NodeBitmap(node_name, name)
         for node_name in sorted(nodes.node_names())

@@ -143,14 +143,15 @@ def close_in_qemu(monitor: Monitor, node_names: Sequence[str]) -> list[str]:
     return nodes
 
 
-def close_all_in_qemu(monitor: Monitor, naming: Naming) -> list[str]:
+def close_all_in_qemu(monitor: Monitor, naming: Naming, *, known: BlockNodes | None = None) -> list[str]:
     """Close all nodes of this repository, remove their descriptors, and return the names of the nodes.
 
-    It is not known which node uses which: a node that QEMU refuses to close because it is in use is tried again after
-    the others. Raises QmpError if a node remains in use.
+    ``known``: QEMU's nodes, if the caller has just queried them. Which node uses which is in no reply: a node that QEMU
+    refuses to close because it is in use is tried again after the others. Raises QmpError if a node remains in use.
     """
     # Sorted for the same commands at every run only: any order closes them all.
-    nodes = sorted(name for name in block_nodes(monitor).node_names() if name.startswith(naming.prefix))
+    there = block_nodes(monitor) if known is None else known
+    nodes = sorted(name for name in there.node_names() if name.startswith(naming.prefix))
     refused: dict[str, QmpError] = {}
     left = nodes
     while left:

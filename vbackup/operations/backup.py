@@ -408,7 +408,9 @@ def _make(backup_plan: BackupPlan, this: _Run, *, begun: float) -> Backup:
             watch = _space_watch(backup_plan, this)
             planned.push_undo_of_jobs(undo_in_qemu, guest_was_stopped=guest_was_stopped)
             backup_plan = this.throttled(backup_plan)
-            domain.source.mark_devices([disk.node.disk for disk in backup_plan.disks])
+            domain.source.mark_devices(
+                [disk.node.disk for disk in backup_plan.disks if disk.node.chain.device_mark is None]
+            )
             with domain.source.unchanged():
                 started = _start(backup_plan, planned, this, written, guest_was_stopped=guest_was_stopped)
                 started = survey.with_chains(backup_plan, started)
@@ -529,7 +531,7 @@ def _copy(
     with _refusals_of_lock(this.domain):
         tuned(lambda actions: send(monitor, {"actions": actions}), backup_plan.copies())
     try:
-        return finish.copy(started, written, replace(following, watch=watch.check))
+        return finish.copy(started, written, replace(following, watch=watch.paced()))
     except JobError as err:
         raise watch.explain(err) or err from err
 

@@ -29,11 +29,11 @@ def read(monitor: Monitor) -> Mapping[str, str]:
 
 
 def ensure(monitor: Monitor, aliases: Collection[str]) -> None:
-    """Mark those of the devices that have no mark.
+    """Mark those of the devices that have no mark; QEMU is not asked about none.
 
     A device that already has another histogram, or that refuses, stays without: that costs fulls, and no more.
     """
-    for alias, (qdev, boundary) in _boundaries(monitor).items():
+    for alias, (qdev, boundary) in _boundaries(monitor).items() if aliases else ():
         if alias not in aliases or boundary:
             continue
         mark = _AGES_NS + 1 + secrets.randbelow(_AGES_NS - 1)

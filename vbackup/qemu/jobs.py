@@ -279,9 +279,13 @@ def cancel(monitor: Monitor, job_ids: Collection[str], *, timeout_s: float = CAN
             jobs = [job for job_id, job in query(monitor).items() if job_id in job_ids]
             if not jobs:
                 return
+            gone = 0
             for job in jobs:
                 verb = "job-dismiss" if job.status is JobStatus.CONCLUDED else "job-cancel"
-                _unless_too_late(monitor, verb, job_id=job.id)
+                if _unless_too_late(monitor, verb, job_id=job.id) and job.status is JobStatus.CONCLUDED:
+                    gone += 1
+            if gone == len(jobs):
+                return
             losses = 0
         except ConnectionLostError as err:
             losses = _count_loss(losses, err)
@@ -374,12 +378,14 @@ def _end_together(monitor: Monitor, jobs: Mapping[str, Job]) -> bool:
     return all(job.status is JobStatus.CONCLUDED for job in jobs.values())
 
 
-def _unless_too_late(monitor: Monitor, command: str, *, job_id: str) -> None:
-    """Execute the command, ignoring errors: the job may end first, and the next query-jobs then shows how."""
+def _unless_too_late(monitor: Monitor, command: str, *, job_id: str) -> bool:
+    """Execute the command, and return False for an error: the job may end first, and the next query-jobs shows how."""
     try:
         monitor.execute(command, {"id": job_id})
     except QmpError as err:
         log.debug("%s", err)
+        return False
+    return True
 
 
 def _wait_for_change(monitor: Monitor, note: Callable[[Event], None] | None = None) -> None:

@@ -31,9 +31,13 @@ _OPTIONS = {
 }
 
 
-def connection(address: Address, control: str, program: str) -> list[str]:
-    """Return the command line that runs a program there; ``control``: path of the control socket, which it makes."""
-    options = [*_options(_OPTIONS), "-o", "ControlMaster=yes", "-o", f"ControlPath={control}"]
+def connection(address: Address, control: str, program: str, *, ciphers: str | None = None) -> list[str]:
+    """Return the command line that runs a program there; ``control``: path of the control socket, which it makes.
+
+    ``ciphers``: see vbackup.remote.ciphers.
+    """
+    chosen = {"ControlMaster": "yes", "ControlPath": control, **({} if ciphers is None else {"Ciphers": ciphers})}
+    options = _options({**_OPTIONS, **chosen})
     return [address.command, *_access(address), *options, "-T", "-e", "none", "--", address.host, program]
 
 
@@ -48,6 +52,12 @@ def forwarding(address: Address, control: str, *, remote: str, local: str, to_re
 
 def _control(address: Address, control: str, order: str) -> list[str]:
     return [address.command, *_access(address), "-o", "LogLevel=ERROR", "-S", control, "-O", order]
+
+
+def settings(address: Address, *, is_default: bool = False) -> list[str]:
+    """Return the command line that prints how ssh is configured for the host; ``is_default``: by no file at all."""
+    files = ["-F", "/dev/null"] if is_default else []
+    return [address.command, "-G", *files, *_access(address), "--", address.host]
 
 
 def by_hand(address: Address) -> str:

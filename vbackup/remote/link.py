@@ -24,7 +24,7 @@ from typing import Any
 from vbackup.errors import BusyError, ForwardingError, LinkLostError, RemoteError, UnsuitableError
 from vbackup.model import NodeBitmap
 from vbackup.names import Naming
-from vbackup.remote import command, connection
+from vbackup.remote import ciphers, command, connection
 from vbackup.remote.address import Address
 from vbackup.remote.connection import Connection
 
@@ -73,7 +73,12 @@ class Link:
         self._directory = _private_directory()
         try:
             made = Connection(
-                command.connection(self.address, str(self._control), command.bootstrap()),
+                command.connection(
+                    self.address,
+                    str(self._control),
+                    command.bootstrap(),
+                    ciphers=ciphers.preferred(self.address),
+                ),
                 host=self.address.place,
                 try_first=command.by_hand(self.address),
             )

@@ -62,6 +62,11 @@ WORKS = (
     Work("stalled", "Latency of the guest's writes while the client of a session has stopped reading", pulling.stalled),
     Work("file", "A file of 1 MiB out of a guest, with libguestfs under TCG", guest_files.one_file),
     Work("remote", "Backups through SSH, 3 GiB of data in 8 GiB", remoting.remote, in_smoke=True),
+    Work(
+        "remote-latency",
+        "Latency of the guest's writes during a backup through SSH, 20 ms away and with the link dead",
+        remoting.remote_latency,
+    ),
     Work("copies", "Copies to an S3 server (SeaweedFS) on this machine", targets.copies, in_smoke=True),
     Work("prune", "Prune of seven increments of 1 % into a full of 1 GiB", pruning.prune),
 )

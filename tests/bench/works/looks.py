@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tests.bench.bench import Bench
 from tests.bench.contenders import VBACKUP
+from tests.bench.works import routine
 from tests.unit.builders import backup, image, incremental
 from vbackup.layers import ChainState, FileState, LayerState
 from vbackup.model import Backup, BlocksRecord, HostIdentity
@@ -39,7 +40,10 @@ def listing(bench: Bench) -> None:
 
 
 def daily(bench: Bench) -> None:
-    """The same repository with more nights, as people and programs look at it each day: state, page, metrics, a TAB."""
+    """The same repository with more nights, as people and programs look at it each day: state, page, metrics, a TAB.
+
+    Beside it, Cockpit's page of it, and a run of a job as each night has one.
+    """
     domains, nights = bench.size(200, 2), bench.size(60, 3)
     with bench.place("work") as place, bench.place("output") as output:
         repository = Repository.create(place / "repository")
@@ -60,6 +64,9 @@ def daily(bench: Bench) -> None:
                 # 'status' says by its exit status that the backups are old.
                 bench.run(lambda meter, argv=argv: meter.run(*argv, statuses=(0, 1, 2)), case, output=output, of=[])
         bench.record.figures["page_bytes"] = page.stat().st_size
+        if not bench.is_smoke:
+            routine.cockpit_page(bench, repository.path)
+    routine.run_overhead(bench)
 
 
 def difference(bench: Bench) -> None:

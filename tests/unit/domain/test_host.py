@@ -247,6 +247,19 @@ def test_version_has_three_numbers(host: Host) -> None:
     assert len(host.libvirt_version.split(".")) == 3
 
 
+def test_what_lasts_as_long_as_the_connection_is_asked_once(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    for name in ("getHostname", "getLibVersion"):
+        original = getattr(libvirt.virConnect, name)
+        monkeypatch.setattr(libvirt.virConnect, name, lambda self, one=original: asked.append(one) or one(self))
+    for _ in range(2):
+        assert (host.hostname, host.libvirt_version) == (host.hostname, host.libvirt_version)
+        assert len(asked) == 2
+    host.reopen()
+    assert host.hostname
+    assert len(asked) == 3
+
+
 # a connection that breaks
 
 

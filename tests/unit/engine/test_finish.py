@@ -25,7 +25,9 @@ def test_image_that_another_host_writes_is_digested_when_that_has_closed_it(
     domain.is_local = False
     closed: list[int] = []
     close = targets.close_all_in_qemu
-    monkeypatch.setattr(targets, "close_all_in_qemu", lambda *args: closed.append(len(early)) or close(*args))
+    monkeypatch.setattr(
+        targets, "close_all_in_qemu", lambda *args, **more: closed.append(len(early)) or close(*args, **more)
+    )
     run(domain, repo)
     assert (closed[-1], len(early)) == (0, 2)
 

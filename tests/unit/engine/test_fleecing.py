@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import errno
 import os
+import time
 import uuid
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from vbackup.engine.plan import FleecingAbilities
 from vbackup.errors import DiskError, JobError, NoSpaceError, UnsuitableError
 from vbackup.files import nameless
 from vbackup.qapi.actions import OnCbwError
+from vbackup.qemu import jobs
 
 
 class Asked(FakeQemu):
@@ -143,6 +145,20 @@ def test_area_is_full_before_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     free[0] = 999
     with pytest.raises(NoSpaceError, match="is too small for what the guest overwrites"):
         watch.check()
+
+
+def test_events_of_a_job_do_not_each_ask_for_the_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    free, now = [4000], [100.0]
+    monkeypatch.setattr(LocalArea, "free_bytes", lambda _area: free[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    check = fleecing.SpaceWatch.over(LocalArea(tmp_path)).paced()
+    free[0] = 0
+    check()
+    now[0] += jobs.TICK_S - 0.01
+    check()
+    now[0] += 0.01
+    with pytest.raises(NoSpaceError):
+        check()
 
 
 def test_only_a_view_that_broke_is_the_areas_fault(tmp_path: Path) -> None:

@@ -55,8 +55,8 @@ def test_image_that_qemu_writes_to_when_it_closes_it_is_listed_again(
 ) -> None:
     close = targets.close_all_in_qemu
 
-    def close_and_write(*args: Any) -> list[str]:
-        closed = close(*args)
+    def close_and_write(*args: Any, **more: Any) -> list[str]:
+        closed = close(*args, **more)
         for path in repo.path.glob("*/*.partial/vda.qcow2"):
             with path.open("r+b") as file:
                 file.seek(4096)  # in the cluster of the header

@@ -36,6 +36,9 @@ def test_only_the_devices_that_are_backed_up_are_marked() -> None:
     with with_disks() as qemu:
         device_mark.ensure(qemu, ["sata0-0-0", "gone"])
         assert list(device_mark.read(qemu)) == ["sata0-0-0"]
+        qemu.sent.clear()
+        device_mark.ensure(qemu, [])
+        assert qemu.sent == []
 
 
 def test_histogram_of_somebody_else_stays() -> None:

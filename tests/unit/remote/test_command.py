@@ -20,6 +20,14 @@ def test_connection_is_made_as_the_uri_says_and_asks_nothing() -> None:
     assert not any(option.startswith("StrictHostKeyChecking") for option in options)  # as ssh is configured
 
 
+def test_ciphers_are_those_of_the_configuration_unless_some_are_given() -> None:
+    assert not any("Ciphers" in word for word in command.connection(_ADDRESS, "/c", "program"))
+    assert "Ciphers=a,b" in command.connection(_ADDRESS, "/c", "program", ciphers="a,b")
+    there = command.settings(_ADDRESS)
+    assert there == ["/opt/ssh", "-G", "-p", "2222", "-l", "root", "-i", "/k y", "--", "fd77::2"]
+    assert command.settings(_ADDRESS, is_default=True)[:4] == ["/opt/ssh", "-G", "-F", "/dev/null"]
+
+
 def test_host_keys_as_libssh_has_them_in_the_uri() -> None:
     address = Address("hv1", "qemu:///system", known_hosts="/k", host_keys="yes")
     argv = command.connection(address, "/c", "program")
