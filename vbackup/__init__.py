@@ -16,9 +16,9 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              check  repair  repair_work  repair_merges  repair_files  repair_backups  repair_images
                              restore_in_place  rollback  full_in_place  in_place_end  mount  umount  serve
                              session_begin  session_end  session_offline  session_status  session_changes  serve_session
-                             session_recovery  session_daemon  session_watcher  tracker  checkpoint  saved_machine
-                             restored_machine  restored_domain  inside  ls  cp  cat  search  boot_test  fsck
-                             live_restore  live_pull  live_resume  live_abort  documents  restore_documents
+                             session_recovery  session_daemon  session_elsewhere  session_watcher  tracker  checkpoint
+                             saved_machine  restored_machine  restored_domain  inside  ls  cp  cat  search  boot_test
+                             fsck  live_restore  live_pull  live_resume  live_abort  documents  restore_documents
                              restore_scripts  freeze_scripts  stream_backup  stream_end  stream_restore  disk_places
                              live_files  boot_tpm  copy  copy_verify  copy_prune  fetch  restore_there  rollback_there
                              remote_side  copy_rewrap  replicate  failover  failover_test  failback  standby

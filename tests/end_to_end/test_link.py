@@ -11,8 +11,16 @@ import pytest
 from tests.daemon import wait_for
 from tests.hosts import Hypervisor
 from tests.lab import DiskSpec, qemu_img_info
-from vbackup.errors import ForwardingError, HelperError, LinkLostError, RemoteError, SshError, UnsuitableError
-from vbackup.qemu.storage_daemon import StorageDaemon
+from vbackup.errors import (
+    ForwardingError,
+    HelperError,
+    LinkLostError,
+    RemoteError,
+    SshError,
+    StorageDaemonGoneError,
+    UnsuitableError,
+)
+from vbackup.qemu.storage_daemon import PROGRAM, StorageDaemon
 from vbackup.remote import address
 from vbackup.remote import daemon as remote_daemon
 from vbackup.remote.link import Link
@@ -120,3 +128,23 @@ def test_storage_daemon_there_ends_with_the_link(hypervisor: Hypervisor) -> None
 
 def bitmaps(image: Path) -> list[str]:
     return [one["name"] for one in qemu_img_info(image)["format-specific"]["data"].get("bitmaps", [])]
+
+
+def test_storage_daemon_that_another_link_keeps(hypervisor: Hypervisor) -> None:
+    """As that of a pull session, which its watcher's link keeps: it goes on when those who use it have gone."""
+    with linked(hypervisor.uri) as keeper, linked(hypervisor.uri) as link:
+        pid, path = remote_daemon.launch(keeper, PROGRAM)
+        process, monitor = keeper.process(pid), keeper.connect(path)
+        for number in (1, 2):
+            attached = remote_daemon.Attached(link, process, monitor)
+            with attached.secret_file(b"secret") as file, StorageDaemon(Silent(), elsewhere=attached) as daemon:
+                daemon.execute("object-add", {"qom-type": "secret", "id": f"of-{number}", "file": file})
+                daemon.leave()
+        assert not link.outlived(process, within_s=0)
+        with StorageDaemon(Silent(), elsewhere=attached) as daemon:
+            assert hypervisor.kill(PROGRAM) == 1
+            with pytest.raises(StorageDaemonGoneError):
+                daemon.execute("query-status")
+        assert link.outlived(process, within_s=10)
+        remote_daemon.launch(keeper, PROGRAM)
+    wait_for(lambda: not hypervisor.processes(PROGRAM), "the end of the daemon")

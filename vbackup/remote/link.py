@@ -21,9 +21,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vbackup import names
 from vbackup.errors import BusyError, ForwardingError, LinkLostError, RemoteError, UnsuitableError
+from vbackup.hooks import marks
+from vbackup.hooks.marks import Work
 from vbackup.model import NodeBitmap
 from vbackup.names import Naming
+from vbackup.process import Process
 from vbackup.remote import command, connection
 from vbackup.remote.address import Address
 from vbackup.remote.connection import Connection
@@ -324,22 +328,35 @@ class Link:
         ``work``: see vbackup.hooks.marks. A user who may not set marks goes without. Raises BusyError if another
         vbackup there has the disks.
         """
-        what, is_set, other = f"mark domain {uuid}", None, None
-        try:
-            is_set, other = self._members(self._call("mark", what, uuid=uuid, work=work), what, "is_set", "other")
-        except RemoteError as err:
-            log.debug("%s", err)
-        if other is not None:
-            raise BusyError(
-                f"Another vbackup on {self.host} (process {other!r:.20}) has the disks of domain {uuid} open, which is"
-                " off; wait for it to end."
-            )
+        is_set = self._mark(uuid, work)
         try:
             yield
         finally:
             if is_set:
                 with suppress(LinkLostError, RemoteError):  # it counts as long as the helper lives
-                    self._call("unmark", what, uuid=uuid)
+                    self._call("unmark", f"mark domain {uuid}", uuid=uuid)
+
+    def mark_session(self, uuid: str, session: str, pid: int) -> None:
+        """As ``marked``, for a pull session and as long as the program ``pid`` lives that ``start`` has started."""
+        self._mark(uuid, Work.SESSION.value, pid=pid, session=session)
+
+    def _mark(self, uuid: str, work: str, **more: Any) -> bool:
+        """Return True if the mark was set. Raises BusyError."""
+        what = f"mark domain {uuid}"
+        try:
+            answer = self._call("mark", what, uuid=uuid, work=work, **more)
+        except RemoteError as err:
+            log.debug("%s", err)
+            return False
+        is_set, other, session = self._members(answer, what, "is_set", "other", "session")
+        if isinstance(session, str) and names.SESSION_ID.fullmatch(session):
+            raise BusyError(marks.open_in_session(uuid, session))
+        if other is not None:
+            raise BusyError(
+                f"Another vbackup on {self.host} (process {other!r:.20}) has the disks of domain {uuid} open, which is"
+                " off; wait for it to end."
+            )
+        return bool(is_set)
 
     def watch_thaw(self, uuid: str, limit_s: float) -> None:
         """Have the helper thaw the guest when the link is silent, and in any case after ``limit_s`` seconds."""
@@ -519,6 +536,22 @@ class Link:
     def signal(self, pid: int, signum: int) -> None:
         """Send a signal to a started program."""
         self._call("kill", "signal a program", pid=pid, signum=int(signum))
+
+    def process(self, pid: int) -> Process:
+        """Return the identity of a started program, by which other links can find it."""
+        what = "look at a program"
+        found = self._members(self._call("identity", what, pid=pid), what, "pid", "start_ticks", "boot_id")
+        return Process(self._integer(found[0], what), self._integer(found[1], what), str(found[2])[:64])
+
+    def outlived(self, process: Process, *, within_s: float) -> bool:
+        """Wait for the end of a program that another link may have started; False if it goes on after that time."""
+        what, limits = "wait for a program", {"timeout_s": within_s + 10, "limit_s": within_s}
+        return bool(self._call("outlived", what, pid=process.pid, start_ticks=process.start_ticks, **limits))
+
+    def signal_process(self, process: Process, signum: int) -> None:
+        """Send a signal to a program that another link may have started, if it has not ended."""
+        what = "signal a program"
+        self._call("kill_process", what, pid=process.pid, start_ticks=process.start_ticks, signum=int(signum))
 
     def directory(self) -> str:
         """Return a directory there for sockets, which nobody else may enter and which goes with the link.
