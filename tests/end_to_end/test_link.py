@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -99,6 +102,74 @@ def test_refusals_before_the_helper_runs(hypervisor: Hypervisor) -> None:
     hypervisor.authorize("restrict")
     with linked(hypervisor.uri) as link, pytest.raises(ForwardingError, match="port-forwarding"):
         link.forward(Path("/nothing"))
+
+
+#: A server that sends back what it gets; its argument is a descriptor that listens, or the path of its socket.
+ECHO = """
+import os, socket, sys, threading
+def serve(client):
+    while data := client.recv(64):
+        client.sendall(data)
+if sys.argv[1].isdigit():
+    server = socket.socket(fileno=int(sys.argv[1]))
+else:
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(sys.argv[1])
+    server.listen()
+while True:
+    threading.Thread(target=serve, args=(server.accept()[0],), daemon=True).start()
+"""
+CLIENT = """
+import socket, sys
+with socket.socket(socket.AF_UNIX) as client:
+    client.connect(sys.argv[1])
+    client.sendall(b"there")
+    print(client.recv(64).decode())
+"""
+
+
+def echoes(client: socket.socket) -> bool:
+    client.sendall(b"here")
+    return client.recv(64) == b"here"
+
+
+def listening(sockets: str, *directories: str) -> int:
+    """How many sockets in these directories listen, in the words of /proc/net/unix."""
+    lines = [line.split() for line in sockets.splitlines()]
+    return sum(words[5:6] == ["01"] and words[-1].rpartition("/")[0] in directories for words in lines)
+
+
+def test_forwarding_that_has_ended_leaves_no_listener_and_its_connections_alone(
+    hypervisor: Hypervisor, tmp_path: Path
+) -> None:
+    """A link can be that of many backups, one after the other."""
+    here = tmp_path / "here"
+    with linked(hypervisor.uri) as link, subprocess.Popen([sys.executable, "-c", ECHO, here]) as server:
+        wait_for(here.exists, "the server here")
+        there = f"{link.directory()}/echo"
+        link.start(["python3", "-c", ECHO, "{fd}"], listen=there)
+
+        def listeners() -> tuple[int, int]:
+            ours, theirs = Path("/proc/net/unix").read_text(), hypervisor.run("cat", "/proc/net/unix")
+            return listening(ours, str(link._directory)), listening(theirs, link.directory())
+
+        before = listeners()
+        clients = []
+        for _ in range(3):
+            remote = link.forward(here)
+            assert hypervisor.run("python3", "-c", CLIENT, remote) == "there\n"
+            with link.connected(there) as path:
+                clients.append(socket.socket(socket.AF_UNIX))
+                clients[-1].connect(str(path))
+                assert echoes(clients[-1])
+                assert listeners() == (before[0] + 1, before[1] + 1)
+            link.end_forward(remote)
+            assert not path.exists()
+        assert listeners() == before
+        for client in clients:
+            assert echoes(client)
+            client.close()
+        server.kill()
 
 
 def test_storage_daemon_there_ends_with_the_link(hypervisor: Hypervisor) -> None:

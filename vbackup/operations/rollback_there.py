@@ -69,7 +69,7 @@ def prepared(
             repository=repository,
             reporter=reporter,
             stop=stop,
-            reach=There(here, opened.monitor, link.connect(path)),
+            reach=There(here, opened.monitor, stack.enter_context(link.connected(path))),
             instead=_instead(handle, point),
         )
         _refuse_full(ready, handle, point)

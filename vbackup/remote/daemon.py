@@ -55,6 +55,15 @@ def _connected(path: Path) -> socket.socket:
     return connection
 
 
+def _greeted(connection: socket.socket) -> socket.socket:
+    """Wait until QEMU has said something, which is not read: before that, ssh may not have accepted the connection."""
+    connection.settimeout(CONNECT_S)
+    with suppress(OSError):  # whoever reads it finds out
+        connection.recv(1, socket.MSG_PEEK)
+    connection.settimeout(None)
+    return connection
+
+
 @contextmanager
 def _secret_file(link: Link, value: bytes) -> Iterator[str]:
     """Yield a file in the helper's directory, in memory as /run is."""
@@ -78,7 +87,8 @@ class Hypervisor:
         pid, path = launch(self._link, program, arguments, directory=directory)
         self._process = process = RemoteProcess(self._link, pid)
         try:
-            return process, _connected(self._link.connect(path))
+            with self._link.connected(path) as monitor:  # one connection is all that it takes
+                return process, _greeted(_connected(monitor))
         except BaseException:
             process.kill()
             raise

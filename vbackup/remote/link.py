@@ -207,15 +207,40 @@ class Link:
         with self._lock:
             local = self._forwarded.pop(remote, None)
         if local is not None:
-            local.unlink(missing_ok=True)
+            self._end_forwarding(remote, local)
             self._call("remove_socket", "remove a forwarded socket", path=remote)
 
     def connect(self, remote: str) -> Path:
-        """Forward a unix socket of the hypervisor to this host; returns its path here, which only this user may use."""
+        """Forward a unix socket of the hypervisor to this host; returns its path here, which only this user may use.
+
+        It lasts as long as the link; ``connected`` ends it sooner.
+        """
         local = self._directory / f"{next(self._numbers)}.sock"
         order = command.forwarding(self.address, str(self._control), remote=remote, local=str(local), to_remote=True)
         self._forward(order)
         return local
+
+    @contextmanager
+    def connected(self, remote: str) -> Iterator[Path]:
+        """Yield what ``connect`` returns; after the block, no new connections are let through, and the others stay."""
+        local = self.connect(remote)
+        try:
+            yield local
+        finally:
+            self._end_forwarding(remote, local, to_remote=True)
+
+    def _end_forwarding(self, remote: str, local: Path, *, to_remote: bool = False) -> None:
+        """Have ssh close its listener, here or there; one that stays does no harm until the end of the link."""
+        control = str(self._control)
+        argv = command.forwarding(
+            self.address, control, remote=remote, local=str(local), to_remote=to_remote, ends=True
+        )
+        try:
+            if not self.is_lost:
+                self._forward(argv)
+        except (ForwardingError, LinkLostError) as err:
+            log.debug("the forwarding of %s stays: %s", remote, err)
+        local.unlink(missing_ok=True)
 
     def _forward(self, argv: Sequence[str]) -> None:
         try:
