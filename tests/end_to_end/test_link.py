@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import subprocess
 import sys
@@ -144,7 +145,12 @@ def test_forwarding_that_has_ended_leaves_no_listener_and_its_connections_alone(
 ) -> None:
     """A link can be that of many backups, one after the other."""
     here = tmp_path / "here"
-    with linked(hypervisor.uri) as link, subprocess.Popen([sys.executable, "-c", ECHO, here]) as server:
+    with (
+        linked(hypervisor.uri) as link,
+        subprocess.Popen([sys.executable, "-c", ECHO, here]) as server,
+        contextlib.ExitStack() as stack,
+    ):
+        stack.callback(server.kill)
         wait_for(here.exists, "the server here")
         there = f"{link.directory()}/echo"
         link.start(["python3", "-c", ECHO, "{fd}"], listen=there)
@@ -159,17 +165,14 @@ def test_forwarding_that_has_ended_leaves_no_listener_and_its_connections_alone(
             remote = link.forward(here)
             assert hypervisor.run("python3", "-c", CLIENT, remote) == "there\n"
             with link.connected(there) as path:
-                clients.append(socket.socket(socket.AF_UNIX))
+                clients.append(stack.enter_context(socket.socket(socket.AF_UNIX)))
                 clients[-1].connect(str(path))
                 assert echoes(clients[-1])
                 assert listeners() == (before[0] + 1, before[1] + 1)
             link.end_forward(remote)
             assert not path.exists()
         assert listeners() == before
-        for client in clients:
-            assert echoes(client)
-            client.close()
-        server.kill()
+        assert all(map(echoes, clients))
 
 
 def test_storage_daemon_there_ends_with_the_link(hypervisor: Hypervisor) -> None:
