@@ -210,12 +210,12 @@ def test_storage_daemon_that_another_link_keeps(hypervisor: Hypervisor) -> None:
         pid, path = remote_daemon.launch(keeper, PROGRAM)
         process, monitor = keeper.process(pid), keeper.connect(path)
         for number in (1, 2):
-            attached = remote_daemon.Attached(link, process, monitor)
-            with attached.secret_file(b"secret") as file, StorageDaemon(Silent(), elsewhere=attached) as daemon:
+            kept = remote_daemon.KeptDaemon(link, process, monitor)
+            with kept.secret_file(b"secret") as file, StorageDaemon(Silent(), elsewhere=kept) as daemon:
                 daemon.execute("object-add", {"qom-type": "secret", "id": f"of-{number}", "file": file})
                 daemon.leave()
         assert not link.outlived(process, within_s=0)
-        with StorageDaemon(Silent(), elsewhere=attached) as daemon:
+        with StorageDaemon(Silent(), elsewhere=kept) as daemon:
             assert hypervisor.kill(PROGRAM) == 1
             with pytest.raises(StorageDaemonGoneError):
                 daemon.execute("query-status")

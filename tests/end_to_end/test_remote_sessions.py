@@ -1,7 +1,8 @@
 """Pull sessions of domains on another host: what clients read here comes through SSH, and is what the disks held.
 
 The link can break in each phase, and whoever holds it can be killed: the guest goes on, and nothing is left there. A
-domain that is off is served by a storage daemon there, which never outlives the link.
+domain that is off is served by a storage daemon there, which never outlives the link. What session_begin does otherwise
+for such a domain is in session_elsewhere.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ from vbackup.undo import Undo
 
 if TYPE_CHECKING:
     from vbackup.domain.offline import OffSource
-    from vbackup.remote.daemon import Attached
+    from vbackup.remote.daemon import KeptDaemon
 
 DEFAULT_TTL_S = 2 * 3600.0
 
@@ -163,7 +163,7 @@ def _begin(
         undo.push("remove the sockets", lambda: _remove_sockets(place))
         sockets.make_directory(directory)
         naming = session_recovery.naming_of(request.tracker)
-        daemon: Survival | Attached | None = None
+        daemon: Survival | KeptDaemon | None = None
         if not handle.is_active():
             if handle.host.is_local:
                 daemon = session_daemon.survival(domain, session_id, directory)
@@ -213,7 +213,7 @@ def _bound(first: Session | None) -> Path | None:
 def _opened(
     request: SessionRequest,
     handle: DomainHandle,
-    daemon: Survival | Attached | None,
+    daemon: Survival | KeptDaemon | None,
     *,
     reporter: Reporter,
     stop: Stop,

@@ -103,7 +103,7 @@ def end(
 
 def _end_there(process: Process, daemon: Monitor | None, link: Callable[[], Link] | None) -> bool:
     """End a daemon on another host."""
-    from vbackup.remote.daemon import AttachedProcess
+    from vbackup.remote.daemon import KeptProcess
 
     if daemon is not None:
         with suppress(VbackupError):
@@ -111,7 +111,7 @@ def _end_there(process: Process, daemon: Monitor | None, link: Callable[[], Link
     if link is None:
         return True
     try:
-        there = AttachedProcess(link(), process)
+        there = KeptProcess(link(), process)
         for end_ in (None, there.terminate, there.kill):
             if end_ is not None:
                 end_()

@@ -20,7 +20,7 @@ from vbackup.images import throwaway
 from vbackup.names import Naming
 from vbackup.operations import session_daemon, session_watcher
 from vbackup.operations.session_watcher.linked import Order
-from vbackup.remote.daemon import Attached
+from vbackup.remote.daemon import KeptDaemon
 from vbackup.sessions.record import Session
 from vbackup.sessions.store import DomainStore
 from vbackup.stop import Stop
@@ -67,7 +67,7 @@ def watch_running(
 
 def watch_off(
     session: Session, domain: DomainStore, place: Place, handle: DomainHandle, naming: Naming, *, stop: Stop
-) -> tuple[Session, Place, Attached]:
+) -> tuple[Session, Place, KeptDaemon]:
     """Start the watcher of a domain that is off; return also the storage daemon there, which has no images yet.
 
     Whatever becomes of this process, the watcher ends it. Raises what session_watcher.start_linked raises.
@@ -78,8 +78,8 @@ def watch_off(
     monitor = place.directory / session_daemon.MONITOR
     _name(monitor, answer.monitor)
     assert answer.daemon is not None
-    attached = Attached(handle.host.link(check=stop.check), answer.daemon, monitor)
-    return session, replace(place, server=Path(answer.server), makes_socket=True), attached
+    kept = KeptDaemon(handle.host.link(check=stop.check), answer.daemon, monitor)
+    return session, replace(place, server=Path(answer.server), makes_socket=True), kept
 
 
 def _name(socket: Path, path: str) -> None:

@@ -106,7 +106,7 @@ class Hypervisor:
         self._link.refuse_lost()
 
 
-class Attached:
+class KeptDaemon:
     """A daemon of a hypervisor that another process's link has started, and keeps (storage_daemon.Elsewhere).
 
     ``monitor``: path of its QMP socket on this host, through that link. ``link`` is one of this process.
@@ -118,7 +118,7 @@ class Attached:
     def start(self, program: str, arguments: Sequence[str], *, directory: Path) -> tuple[DaemonProcess, socket.socket]:
         """Connect to its monitor: it runs."""
         assert not arguments
-        return AttachedProcess(self._link, self._process), _connected(self._monitor)
+        return KeptProcess(self._link, self._process), _connected(self._monitor)
 
     def words(self) -> str:
         """Return nothing: the other process has its words."""
@@ -186,7 +186,7 @@ class RemoteProcess:
                 self.poll()
 
 
-class AttachedProcess:
+class KeptProcess:
     """A process that the helper of another link has started (vbackup.qemu.storage_daemon.DaemonProcess).
 
     How it has ended is not known: ``returncode`` is None.
