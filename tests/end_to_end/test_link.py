@@ -185,6 +185,7 @@ def test_storage_daemon_there_ends_with_the_link(hypervisor: Hypervisor) -> None
         with StorageDaemon(reporter, nodes=[node], elsewhere=remote_daemon.Hypervisor(link)) as daemon:
             daemon.execute("block-dirty-bitmap-add", bitmap)
         assert bitmaps(image) == ["kept"]
+        assert listening(Path("/proc/net/unix").read_text(), str(link._directory)) == 1, "ssh's own"
         daemon = StorageDaemon(reporter, nodes=[node], elsewhere=remote_daemon.Hypervisor(link)).__enter__()
         daemon.execute("block-dirty-bitmap-add", {**bitmap, "name": "also kept"})
         assert link._connection is not None

@@ -55,15 +55,6 @@ def _connected(path: Path) -> socket.socket:
     return connection
 
 
-def _greeted(connection: socket.socket) -> socket.socket:
-    """Wait until QEMU has said something, which is not read: before that, ssh may not have accepted the connection."""
-    connection.settimeout(CONNECT_S)
-    with suppress(OSError):  # whoever reads it finds out
-        connection.recv(1, socket.MSG_PEEK)
-    connection.settimeout(None)
-    return connection
-
-
 @contextmanager
 def _secret_file(link: Link, value: bytes) -> Iterator[str]:
     """Yield a file in the helper's directory, in memory as /run is."""
@@ -85,10 +76,9 @@ class Hypervisor:
     def start(self, program: str, arguments: Sequence[str], *, directory: Path) -> tuple[DaemonProcess, socket.socket]:
         """Start the daemon there, and connect to its monitor."""
         pid, path = launch(self._link, program, arguments, directory=directory)
-        self._process = process = RemoteProcess(self._link, pid)
+        self._process = process = RemoteProcess(self._link, pid, monitor=path)
         try:
-            with self._link.connected(path) as monitor:  # one connection is all that it takes
-                return process, _greeted(_connected(monitor))
+            return process, _connected(self._link.connect(path))
         except BaseException:
             process.kill()
             raise
@@ -134,10 +124,13 @@ class KeptDaemon:
 
 
 class RemoteProcess:
-    """A process that the helper has started (vbackup.qemu.storage_daemon.DaemonProcess)."""
+    """A process that the helper has started (vbackup.qemu.storage_daemon.DaemonProcess).
 
-    def __init__(self, link: Link, pid: int) -> None:
-        self._link = link
+    ``monitor``: path of its socket there; when the process has ended, that is not forwarded any more.
+    """
+
+    def __init__(self, link: Link, pid: int, *, monitor: str) -> None:
+        self._link, self._monitor = link, monitor
         self.pid = pid
         self.returncode: int | None = None
         self._words = ""
@@ -163,6 +156,7 @@ class RemoteProcess:
             else:
                 if ended is not None:
                     self.returncode, self._words = ended.status, ended.stderr
+                    self._link.disconnect(self._monitor)
         return self.returncode
 
     def words(self) -> str:

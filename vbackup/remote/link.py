@@ -69,7 +69,8 @@ class Link:
         self.address = address
         self._check = check
         self._numbers = itertools.count(1)
-        self._forwarded: dict[str, Path] = {}
+        self._forwarded: dict[str, Path] = {}  #: what leads here, by its path there
+        self._connected: dict[str, Path] = {}  #: what leads there, by its path there
         self._lock = threading.Lock()
         self._connection: Connection | None = None
 
@@ -213,21 +214,29 @@ class Link:
     def connect(self, remote: str) -> Path:
         """Forward a unix socket of the hypervisor to this host; returns its path here, which only this user may use.
 
-        It lasts as long as the link; ``connected`` ends it sooner.
+        It lasts as long as the link, unless ``disconnect`` ends it.
         """
         local = self._directory / f"{next(self._numbers)}.sock"
         order = command.forwarding(self.address, str(self._control), remote=remote, local=str(local), to_remote=True)
         self._forward(order)
+        with self._lock:
+            self._connected[remote] = local
         return local
+
+    def disconnect(self, remote: str) -> None:
+        """End what ``connect`` has made: no new connections are let through, and those that are there stay."""
+        with self._lock:
+            local = self._connected.pop(remote, None)
+        if local is not None:
+            self._end_forwarding(remote, local, to_remote=True)
 
     @contextmanager
     def connected(self, remote: str) -> Iterator[Path]:
-        """Yield what ``connect`` returns; after the block, no new connections are let through, and the others stay."""
-        local = self.connect(remote)
+        """Yield what ``connect`` returns; after the block, ``disconnect`` has ended it."""
         try:
-            yield local
+            yield self.connect(remote)
         finally:
-            self._end_forwarding(remote, local, to_remote=True)
+            self.disconnect(remote)
 
     def _end_forwarding(self, remote: str, local: Path, *, to_remote: bool = False) -> None:
         """Have ssh close its listener, here or there; one that stays does no harm until the end of the link."""
