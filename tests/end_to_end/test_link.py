@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,8 +15,16 @@ import pytest
 from tests.daemon import wait_for
 from tests.hosts import Hypervisor
 from tests.lab import DiskSpec, qemu_img_info
-from vbackup.errors import ForwardingError, HelperError, LinkLostError, RemoteError, SshError, UnsuitableError
-from vbackup.qemu.storage_daemon import StorageDaemon
+from vbackup.errors import (
+    ForwardingError,
+    HelperError,
+    LinkLostError,
+    RemoteError,
+    SshError,
+    StorageDaemonGoneError,
+    UnsuitableError,
+)
+from vbackup.qemu.storage_daemon import PROGRAM, StorageDaemon
 from vbackup.remote import address
 from vbackup.remote import daemon as remote_daemon
 from vbackup.remote.link import Link
@@ -93,6 +105,76 @@ def test_refusals_before_the_helper_runs(hypervisor: Hypervisor) -> None:
         link.forward(Path("/nothing"))
 
 
+#: A server that sends back what it gets; its argument is a descriptor that listens, or the path of its socket.
+ECHO = """
+import os, socket, sys, threading
+def serve(client):
+    while data := client.recv(64):
+        client.sendall(data)
+if sys.argv[1].isdigit():
+    server = socket.socket(fileno=int(sys.argv[1]))
+else:
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(sys.argv[1])
+    server.listen()
+while True:
+    threading.Thread(target=serve, args=(server.accept()[0],), daemon=True).start()
+"""
+CLIENT = """
+import socket, sys
+with socket.socket(socket.AF_UNIX) as client:
+    client.connect(sys.argv[1])
+    client.sendall(b"there")
+    print(client.recv(64).decode())
+"""
+
+
+def echoes(client: socket.socket) -> bool:
+    client.sendall(b"here")
+    return client.recv(64) == b"here"
+
+
+def listening(sockets: str, *directories: str) -> int:
+    """How many sockets in these directories listen, in the words of /proc/net/unix."""
+    lines = [line.split() for line in sockets.splitlines()]
+    return sum(words[5:6] == ["01"] and words[-1].rpartition("/")[0] in directories for words in lines)
+
+
+def test_forwarding_that_has_ended_leaves_no_listener_and_its_connections_alone(
+    hypervisor: Hypervisor, tmp_path: Path
+) -> None:
+    """A link can be that of many backups, one after the other."""
+    here = tmp_path / "here"
+    with (
+        linked(hypervisor.uri) as link,
+        subprocess.Popen([sys.executable, "-c", ECHO, here]) as server,
+        contextlib.ExitStack() as stack,
+    ):
+        stack.callback(server.kill)
+        wait_for(here.exists, "the server here")
+        there = f"{link.directory()}/echo"
+        link.start(["python3", "-c", ECHO, "{fd}"], listen=there)
+
+        def listeners() -> tuple[int, int]:
+            ours, theirs = Path("/proc/net/unix").read_text(), hypervisor.run("cat", "/proc/net/unix")
+            return listening(ours, str(link._directory)), listening(theirs, link.directory())
+
+        before = listeners()
+        clients = []
+        for _ in range(3):
+            remote = link.forward(here)
+            assert hypervisor.run("python3", "-c", CLIENT, remote) == "there\n"
+            with link.connected(there) as path:
+                clients.append(stack.enter_context(socket.socket(socket.AF_UNIX)))
+                clients[-1].connect(str(path))
+                assert echoes(clients[-1])
+                assert listeners() == (before[0] + 1, before[1] + 1)
+            link.end_forward(remote)
+            assert not path.exists()
+        assert listeners() == before
+        assert all(map(echoes, clients))
+
+
 def test_storage_daemon_there_ends_with_the_link(hypervisor: Hypervisor) -> None:
     image = hypervisor.images / "disk.qcow2"
     DiskSpec(image).create()
@@ -103,6 +185,7 @@ def test_storage_daemon_there_ends_with_the_link(hypervisor: Hypervisor) -> None
         with StorageDaemon(reporter, nodes=[node], elsewhere=remote_daemon.Hypervisor(link)) as daemon:
             daemon.execute("block-dirty-bitmap-add", bitmap)
         assert bitmaps(image) == ["kept"]
+        assert listening(Path("/proc/net/unix").read_text(), str(link._directory)) == 1, "ssh's own"
         daemon = StorageDaemon(reporter, nodes=[node], elsewhere=remote_daemon.Hypervisor(link)).__enter__()
         daemon.execute("block-dirty-bitmap-add", {**bitmap, "name": "also kept"})
         assert link._connection is not None
@@ -120,3 +203,23 @@ def test_storage_daemon_there_ends_with_the_link(hypervisor: Hypervisor) -> None
 
 def bitmaps(image: Path) -> list[str]:
     return [one["name"] for one in qemu_img_info(image)["format-specific"]["data"].get("bitmaps", [])]
+
+
+def test_storage_daemon_that_another_link_keeps(hypervisor: Hypervisor) -> None:
+    """As that of a pull session, which its watcher's link keeps: it goes on when those who use it have gone."""
+    with linked(hypervisor.uri) as keeper, linked(hypervisor.uri) as link:
+        pid, path = remote_daemon.launch(keeper, PROGRAM)
+        process, monitor = keeper.process(pid), keeper.connect(path)
+        for number in (1, 2):
+            kept = remote_daemon.KeptDaemon(link, process, monitor)
+            with kept.secret_file(b"secret") as file, StorageDaemon(Silent(), elsewhere=kept) as daemon:
+                daemon.execute("object-add", {"qom-type": "secret", "id": f"of-{number}", "file": file})
+                daemon.leave()
+        assert not link.outlived(process, within_s=0)
+        with StorageDaemon(Silent(), elsewhere=kept) as daemon:
+            assert hypervisor.kill(PROGRAM) == 1
+            with pytest.raises(StorageDaemonGoneError):
+                daemon.execute("query-status")
+        assert link.outlived(process, within_s=10)
+        remote_daemon.launch(keeper, PROGRAM)
+    wait_for(lambda: not hypervisor.processes(PROGRAM), "the end of the daemon")

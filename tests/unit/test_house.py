@@ -57,6 +57,7 @@ ELSEWHERE = {
     "engine.session_server": "end_to_end/test_sessions.py",
     "engine.session_survey": "end_to_end/test_sessions.py",
     "operations.session_daemon": "end_to_end/test_sessions.py",
+    "operations.session_elsewhere": "end_to_end/test_remote_sessions.py",  # needs a hypervisor
     "operations.session_end": "end_to_end/test_sessions.py",
     "operations.session_offline": "end_to_end/test_sessions.py",
     "operations.session_status": "end_to_end/test_sessions.py",

@@ -78,7 +78,8 @@ def daemon_there(link: Link, reporter: Reporter) -> Iterator[LinkedDaemon]:
     with StorageDaemon(reporter, elsewhere=Hypervisor(link)) as daemon:
         path = f"{link.directory()}/nbd-{next(_NUMBERS)}"
         daemon.execute("nbd-server-start", {"addr": {"type": "unix", "data": {"path": path}}})
-        yield LinkedDaemon(daemon, link, link.connect(path))
+        with link.connected(path) as socket:
+            yield LinkedDaemon(daemon, link, socket)
 
 
 class LinkedSource:

@@ -35,29 +35,38 @@ from vbackup.model import (
 from vbackup.process import OpenFiles
 from vbackup.qemu import backing_chain
 from vbackup.qemu.monitor import Monitor
-from vbackup.qemu.storage_daemon import StorageDaemon, Survival
+from vbackup.qemu.storage_daemon import Elsewhere, StorageDaemon, Survival
 from vbackup.remote.link import Link
 from vbackup.report import Reporter
 
 
 @contextmanager
 def open_off(
-    handle: DomainHandle, *, reporter: Reporter, access: Access, survival: Survival | None = None
+    handle: DomainHandle,
+    *,
+    reporter: Reporter,
+    access: Access,
+    survival: Survival | None = None,
+    elsewhere: Elsewhere | None = None,
 ) -> Iterator[OffSource]:
     """Open a domain that is off. Raises UnsuitableError if the storage daemon is not installed.
 
     ``survival``: the daemon survives this process, and the end of the block if ``OffSource.leave`` is called. Of a
-    domain on another host the daemon runs there, under the eyes of the link's helper.
+    domain on another host the daemon runs there, under the eyes of the link's helper; ``elsewhere`` is one that is
+    there already, whose domain is marked, and which survives too.
     """
     host: ImageHost = ImagesHere()
-    elsewhere = None
     mark: AbstractContextManager[None]
     if not handle.host.is_local:
-        from vbackup.remote.daemon import Hypervisor  # which no domain of this host needs
-
         link = handle.host.link(check=access.check)
-        host, elsewhere = ImagesThere(link), Hypervisor(link)
-        mark = link.marked(handle.uuid, (Work.RESTORE if access.writes_data else Work.BACKUP).value)
+        host = ImagesThere(link)
+        if elsewhere is not None:
+            mark = nullcontext()
+        else:
+            from vbackup.remote.daemon import Hypervisor  # which no domain of this host needs
+
+            elsewhere = Hypervisor(link)
+            mark = link.marked(handle.uuid, (Work.RESTORE if access.writes_data else Work.BACKUP).value)
     else:
         mark = offline_mark(handle.uuid)
     # The mark is for the hook script. A start that comes before it is noticed by disk_nodes.
@@ -126,10 +135,14 @@ class OffSource:
 
         The hook script refuses to start the domain while it lives.
         """
-        daemon = process.Process.of(self._images.daemon.pid)
+        daemon = process.Process.of(self._images.daemon.pid) if self._images.host.is_here else None
         if daemon is not None:
             hand_over(self.handle.uuid, daemon, session=session)
         self._images.daemon.leave()
+
+    def stamps(self) -> Mapping[str, tuple[int, int]]:
+        """Return modification time in ns and size in bytes of the open files that are only read, where they count."""
+        return self._images.stamps()
 
     def has_ended(self) -> bool:
         """Return False: it was not running."""

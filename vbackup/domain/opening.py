@@ -122,10 +122,7 @@ class OpenImages:
         QEMU's locks prevent that, where they reach. A block device or a FUSE mount does not show it. An external data
         file is only read, also that of an image that gets bitmaps.
         """
-        written = {names[0] for alias, names in self.daemon.chains.items() if self._may_write(alias)}
-        files = [image.path for name, image in self._images.items() if name not in written]
-        files += [image.data_file for image in self._images.values() if image.data_file is not None]
-        before = {path: stamp for path in files if (stamp := self.host.stamp(path)) is not None}
+        before = self.stamps()
         yield
         for path, stamp in before.items():
             if self.host.stamp(path) != stamp:
@@ -133,6 +130,13 @@ class OpenImages:
                     f"The image {path} was changed while it was read: another host has it open. Nothing was kept of"
                     " this backup; back up the domain where it runs."
                 )
+
+    def stamps(self) -> Mapping[str, tuple[int, int]]:
+        """Return modification time in ns and size in bytes of the open files that are only read, where they count."""
+        written = {names[0] for alias, names in self.daemon.chains.items() if self._may_write(alias)}
+        files = [image.path for name, image in self._images.items() if name not in written]
+        files += [image.data_file for image in self._images.values() if image.data_file is not None]
+        return {path: stamp for path in files if (stamp := self.host.stamp(path)) is not None}
 
     def _claim(self, chains: Mapping[str, Sequence[Image]]) -> None:
         """Wait until no other backup of this command has one of the images open in a way that excludes this one."""

@@ -62,6 +62,7 @@ class Place:
     server: Path | None = None  #: where the unix socket was bound; None: at ``socket``
     #: of a domain on another host: the states of the unix sockets that were bound at a path there
     states: Callable[[str], Collection[str]] | None = None
+    makes_socket: bool = False  #: the server there makes the socket itself: it is a storage daemon, of that user
 
     @property
     def socket(self) -> Path | None:
@@ -102,6 +103,8 @@ def start(monitor: Monitor, place: Place, naming: Naming, *, undo: Undo) -> None
     creds = _add_creds(monitor, place.tls, naming) if place.tls is not None else {}
     if place.states is None:
         address = _pass_socket(monitor, place, naming)
+    elif place.makes_socket:
+        address = {"type": "unix", "data": {"path": str(place.server)}}
     else:  # the helper there has passed it
         address = {"type": "fd", "data": {"str": fd_name(naming)}}
     try:

@@ -2,6 +2,8 @@
 
     /run/vbackup/offline/<domain uuid>    JSON: pid, start_ticks, boot_id, since, work, and session (its id)
 
+That of a link's helper that is ending its programs also has is_ending: other helpers wait for it.
+
 A mark counts only while the process that set it lives, so a mark left behind has no effect. Marks improve the message;
 the locks on the images protect them: without a mark the start fails in QEMU, with a message that says less.
 """
@@ -117,9 +119,14 @@ def _refusal(uuid: str, other: Mark) -> str:
             f"Another vbackup (process {other.process.pid}) has the disks of domain {uuid} open, which is off; wait for"
             " it to end."
         )
+    return open_in_session(uuid, other.session)
+
+
+def open_in_session(uuid: str, session: str) -> str:
+    """Return the sentence for a domain whose disks a pull session has open."""
     return (
-        f"Pull session {other.session} has the disks of domain {uuid} open, which is off: commit or abort the session"
-        f" (vbackup session abort {other.session}), or wait until it expires."
+        f"Pull session {session} has the disks of domain {uuid} open, which is off: commit or abort the session"
+        f" (vbackup session abort {session}), or wait until it expires."
     )
 
 

@@ -167,7 +167,8 @@ def served(link: Link, image: ImageThere, *, reporter: Reporter) -> Iterator[Ser
         daemon.execute("nbd-server-start", {"addr": {"type": "unix", "data": {"path": socket}}})
         export = {"type": "nbd", "id": _EXPORT, "node-name": node["node-name"], "name": image.dev, "writable": True}
         daemon.execute("block-export-add", export)
-        yield Served(NbdAddress(image.dev, path=link.connect(socket)), daemon, node)
+        with link.connected(socket) as path:
+            yield Served(NbdAddress(image.dev, path=path), daemon, node)
         # Reopening flushes the image and reports an error, which closing does not.
         daemon.execute("blockdev-reopen", {"options": [{**node, "read-only": True}]})
     link.run(["sync", image.path], timeout_s=END_S)

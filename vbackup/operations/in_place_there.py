@@ -166,7 +166,7 @@ class There:
                 repository=what.repository,
                 reporter=what.reporter,
                 stop=what.stop,
-                reach=Reach(here, opened.monitor, self._link.connect(path)),
+                reach=Reach(here, opened.monitor, stack.enter_context(self._link.connected(path))),
             )
 
     def make(self, images: Sequence[NewImage], what: Restore, *, checkpoint: bool, speed_bytes_s: int | None) -> None:

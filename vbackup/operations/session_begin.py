@@ -33,19 +33,16 @@ from vbackup.engine import (
     session_server,
     session_survey,
 )
-from vbackup.engine.audit_scratch import RemoteScratch
 from vbackup.engine.base import Reason
 from vbackup.engine.fleecing import SpaceWatch
 from vbackup.engine.fleecing_area import REMOTE_DIRECTORY, Area, LocalArea, RemoteArea
 from vbackup.engine.session_plan import SessionPlan
 from vbackup.engine.session_server import Place
 from vbackup.engine.session_survey import SessionDomain, Wanted
-from vbackup.errors import BusyError, ForwardingError, QmpError, UnsuitableError
-from vbackup.files import storage_errors
+from vbackup.errors import BusyError, ForwardingError, QmpError
 from vbackup.images import throwaway
 from vbackup.model import Level, Quiesce
-from vbackup.operations import session_daemon, session_recovery, session_watcher
-from vbackup.operations.session_watcher.linked import Order
+from vbackup.operations import session_daemon, session_elsewhere, session_recovery, session_watcher
 from vbackup.process import Process
 from vbackup.qemu import jobs
 from vbackup.qemu.monitor import block_nodes
@@ -60,6 +57,7 @@ from vbackup.undo import Undo
 
 if TYPE_CHECKING:
     from vbackup.domain.offline import OffSource
+    from vbackup.remote.daemon import KeptDaemon
 
 DEFAULT_TTL_S = 2 * 3600.0
 
@@ -89,14 +87,14 @@ def begin(
 ) -> Session:
     """Begin a session and return it.
 
-    Raises UnsuitableError if libvirt is on another host, SessionAliveError if another session of the tracker is open,
-    UnknownCheckpointError, BaseError if the level needs a base, BusyError if QEMU's NBD server is used by others, and
-    what a backup raises up to its moment. Nothing of the session is left then.
+    Raises UnsuitableError if libvirt is on another host that SSH does not reach, SessionAliveError if another session
+    of the tracker is open, UnknownCheckpointError, BaseError if the level needs a base, BusyError if QEMU's NBD server
+    is used by others, and what a backup raises up to its moment. Nothing of the session is left then.
     """
     handle = host.domain(request.domain)
     stop.check()
     if not host.is_local:
-        _refuse_elsewhere(request, handle)
+        session_elsewhere.refuse(handle, listen=request.listen)
     request = replace(request, scratch=request.scratch or _default_scratch(host))
     space = SpaceWatch.over(_area(request, handle, stop))
     session_recovery.forget_old(store, host, now=datetime.now(timezone.utc), stop=stop)
@@ -114,30 +112,6 @@ def begin(
             reserve_bytes=space.reserve_bytes,
             reporter=reporter,
             stop=stop,
-        )
-
-
-def _refuse_elsewhere(request: SessionRequest, handle: DomainHandle) -> None:
-    """Raise UnsuitableError for a session that a domain on another host cannot have."""
-    uri = handle.host.real_uri
-    others = (
-        f"run 'vbackup session begin' on that host, or back domain {handle.name} up from here with 'vbackup backup',"
-        " which needs no session"
-    )
-    if not handle.host.has_link:
-        raise UnsuitableError(
-            f"{uri} is another host, and a session of a domain there needs SSH, through which its disks are served"
-            f" here: use a URI such as qemu+ssh://root@HOST/system, {others}."
-        )
-    if request.listen is not None:
-        raise UnsuitableError(
-            f"{uri} is another host, whose disks are served here, on a unix socket only: leave out --listen, and use"
-            f" 'vbackup serve-session' for other hosts, or {others}."
-        )
-    if not handle.is_active():
-        raise UnsuitableError(
-            f"Domain {handle.name} is off, and a session from here serves only a domain that is running: start it,"
-            f" {others}."
         )
 
 
@@ -178,7 +152,7 @@ def _begin(
     now = datetime.now(timezone.utc)
     session_id = names.new_session_id(now)
     directory = sockets.path_of(socket_directory, session_id)
-    first = next((one for one in alive if one.socket is not None), None)
+    first = next((one for one in alive if one.socket is not None and not _has_daemon(one)), None)
     place = Place(
         directory, request.listen, request.tls, server=_bound(first), states=session_recovery.states_at(handle.host)
     )
@@ -188,9 +162,15 @@ def _begin(
         session = domain.write(_draft(request, session_id, place, handle, now=now))
         undo.push("remove the sockets", lambda: _remove_sockets(place))
         sockets.make_directory(directory)
-        survival = session_daemon.survival(domain, session_id, directory)
-        with _opened(request, handle, survival, reporter=reporter, stop=stop) as (opened, off):
-            this = SessionDomain(opened, session_recovery.naming_of(request.tracker), reporter, stop)
+        naming = session_recovery.naming_of(request.tracker)
+        daemon: Survival | KeptDaemon | None = None
+        if not handle.is_active():
+            if handle.host.is_local:
+                daemon = session_daemon.survival(domain, session_id, directory)
+            else:
+                session, place, daemon = session_elsewhere.watch_off(session, domain, place, handle, naming, stop=stop)
+        with _opened(request, handle, daemon, reporter=reporter, stop=stop) as (opened, off):
+            this = SessionDomain(opened, naming, reporter, stop)
             tracker = domain.tracker(request.tracker, domain_name=handle.name)
             opened.prepare_freeze(request.quiesce, limit_s=request.freeze_limit_s)
             taken = frozenset(one.checkpoint for one in domain.sessions() if one.tracker == request.tracker)
@@ -202,12 +182,14 @@ def _begin(
                 session = session_watcher.start(
                     session, domain, host=handle.host, reserve_bytes=reserve_bytes, reporter=reporter
                 )
-            else:
-                session, place = _linked(session, domain, place, this, first=first, reserve_bytes=reserve_bytes)
+            elif off is None:
+                session, place = session_elsewhere.watch_running(
+                    session, domain, place, this, first=first, reserve_bytes=reserve_bytes
+                )
+            if off is not None:
+                session = _with_daemon(session, off)
             with undo_in_qemu:
                 session = _serve(request, made, session, this, place=place, first=first, undo=undo_in_qemu)
-                if off is not None:
-                    session = _with_daemon(session, off)
                 session = domain.write(session)
                 undo_in_qemu.release()
             undo.release()
@@ -216,25 +198,8 @@ def _begin(
     return session
 
 
-def _linked(
-    session: Session,
-    domain: DomainStore,
-    place: Place,
-    this: SessionDomain,
-    *,
-    first: Session | None,
-    reserve_bytes: int,
-) -> tuple[Session, Place]:
-    """Start the watcher of a session on another host, and give the socket that it has forwarded the usual name here."""
-    order = Order.of(session.domain_uuid, this.naming, first)
-    host = this.source.handle.host
-    session, path = session_watcher.start_linked(session, domain, host=host, order=order, reserve_bytes=reserve_bytes)
-    assert session.internals is not None
-    assert session.internals.server is not None
-    socket = place.directory / session_server.SOCKET
-    with storage_errors(f"make the socket {socket}"):
-        socket.symlink_to(path)
-    return session, replace(place, server=Path(session.internals.server))
+def _has_daemon(session: Session) -> bool:
+    return session.internals is not None and session.internals.daemon is not None
 
 
 def _bound(first: Session | None) -> Path | None:
@@ -248,17 +213,18 @@ def _bound(first: Session | None) -> Path | None:
 def _opened(
     request: SessionRequest,
     handle: DomainHandle,
-    survival: Survival,
+    daemon: Survival | KeptDaemon | None,
     *,
     reporter: Reporter,
     stop: Stop,
 ) -> Iterator[tuple[Source, OffSource | None]]:
     """Open the domain's disks: in its QEMU, or only for reading in a storage daemon that lives as long as the session.
 
-    The second value is the first one if the domain is off.
+    ``daemon``: how it survives on this host, or that of another host; None if the domain runs. The second value is the
+    first one if it is off.
     """
     access = Access(request.exclusive, only_reads=True, check=stop.check)
-    if handle.is_active() or not handle.host.is_local:
+    if daemon is None:
         with source.open_source(handle, reporter=reporter, access=access) as running:
             if not running.is_running:  # its daemon would end with this block
                 raise BusyError(f"Domain {handle.name} has just been shut off; run the same command again.")
@@ -268,7 +234,8 @@ def _opened(
         return
     from vbackup.domain import offline  # a running domain does without a storage daemon
 
-    with offline.open_off(handle, reporter=reporter, access=access, survival=survival) as off:
+    survival, there = (daemon, None) if isinstance(daemon, Survival) else (None, daemon)
+    with offline.open_off(handle, reporter=reporter, access=access, survival=survival, elsewhere=there) as off:
         yield off, off
 
 
@@ -366,7 +333,7 @@ def _serve(
             request.scratch,
             undo=undo,
             security_labels=this.source.domain.security_labels,
-            there=None if host.is_local else _scratch_there(request, this),
+            there=None if host.is_local else session_elsewhere.scratch(request.scratch, this),
             check=this.stop.check,
         )
         scratch.prepare(monitor, session_plan.scratch_sizes(made.new), naming=this.naming, undo=undo, stop=this.stop)
@@ -409,16 +376,11 @@ def _serve(
     )
 
 
-def _scratch_there(request: SessionRequest, this: SessionDomain) -> RemoteScratch:
-    """Return the scratch directory of a domain on another host; its images are prepared here."""
-    handle = this.source.handle
-    link = handle.host.link(check=this.stop.check)
-    return RemoteScratch(link, handle.uuid, str(request.scratch), here=throwaway.default_directory(), is_running=True)
-
-
 def _with_daemon(session: Session, off: OffSource) -> Session:
-    """Return the session with the storage daemon that serves it."""
+    """Return the session with the storage daemon that serves it, or that is there already and with what it reads."""
     assert session.internals is not None
+    if session.internals.is_linked:
+        return replace(session, internals=replace(session.internals, stamps=off.stamps()))
     return replace(session, internals=replace(session.internals, daemon=Process.of(off.daemon_pid)))
 
 

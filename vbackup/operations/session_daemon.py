@@ -1,7 +1,8 @@
 """The storage daemon that serves a session of a domain that is off: it lives as long as the session.
 
 It has the images open only for reading, so nothing is to be undone when it ends, however that happens; its locks keep
-the domain from starting meanwhile. A QMP socket in the session's directory reaches it.
+the domain from starting meanwhile. A QMP socket in the session's directory reaches it, also if it is on another host:
+the session's watcher has the socket there forwarded (vbackup.operations.session_watcher.linked).
 """
 
 from __future__ import annotations
@@ -10,19 +11,25 @@ import logging
 import os
 import select
 import signal
-from collections.abc import Collection, Iterator
+import subprocess
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vbackup import names
 from vbackup.engine import session_close
 from vbackup.errors import ConnectionLostError, VbackupError
+from vbackup.process import Process
 from vbackup.qemu import storage_daemon
 from vbackup.qemu.monitor import Monitor
 from vbackup.qemu.storage_daemon import PROGRAM, Survival
 from vbackup.report import Reporter
 from vbackup.sessions.record import Session
 from vbackup.sessions.store import DomainStore
+
+if TYPE_CHECKING:
+    from vbackup.remote.link import Link
 
 log = logging.getLogger(__name__)
 
@@ -77,11 +84,47 @@ def monitor(session: Session) -> Iterator[Monitor | None]:
         connection.__exit__(None, None, None)
 
 
-def end(session: Session, daemon: Monitor | None, reporter: Reporter) -> bool:
-    """End the daemon of a session: by QMP quit, SIGTERM, and SIGKILL last. Return True if it is gone."""
+def end(
+    session: Session, daemon: Monitor | None, reporter: Reporter, *, link: Callable[[], Link] | None = None
+) -> bool:
+    """End the daemon of a session: by QMP quit, SIGTERM, and SIGKILL last. Return True if it is gone.
+
+    ``link`` returns that to its host, if it is another one. None there: the domain is gone, and the watcher sees to it.
+    """
     process = session.internals.daemon if session.internals is not None else None
     if process is None:
         return True
+    assert session.internals is not None
+    has_ended = _end_there(process, daemon, link) if session.internals.is_linked else _end_here(process, daemon)
+    if not has_ended:
+        reporter.warning(f"{PROGRAM} of session {session.id} (process {process.pid}) does not end.")
+    return has_ended
+
+
+def _end_there(process: Process, daemon: Monitor | None, link: Callable[[], Link] | None) -> bool:
+    """End a daemon on another host."""
+    from vbackup.remote.daemon import KeptProcess
+
+    if daemon is not None:
+        with suppress(VbackupError):
+            daemon.execute("quit")
+    if link is None:
+        return True
+    try:
+        there = KeptProcess(link(), process)
+        for end_ in (None, there.terminate, there.kill):
+            if end_ is not None:
+                end_()
+            with suppress(subprocess.TimeoutExpired):
+                there.wait(END_S)
+                return True
+    except VbackupError as err:  # the helper of the watcher's connection ends it
+        log.debug("%s", err)
+    return False
+
+
+def _end_here(process: Process, daemon: Monitor | None) -> bool:
+    """End a daemon on this host."""
     try:
         fd = os.pidfd_open(process.pid)
     except OSError:
@@ -92,14 +135,11 @@ def end(session: Session, daemon: Monitor | None, reporter: Reporter) -> bool:
         if daemon is not None:
             with suppress(VbackupError):
                 daemon.execute("quit")
-        if select.select([fd], [], [], END_S)[0] or _end(fd):
-            return True
+        return bool(select.select([fd], [], [], END_S)[0]) or _end(fd)
     except ProcessLookupError:
         return True
     finally:
         os.close(fd)
-    reporter.warning(f"{PROGRAM} of session {session.id} (process {process.pid}) does not end.")
-    return False
 
 
 def _end(fd: int) -> bool:

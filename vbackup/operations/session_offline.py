@@ -13,6 +13,7 @@ from pathlib import Path
 from vbackup.domain import source
 from vbackup.domain.access import Access
 from vbackup.domain.host import DomainHandle
+from vbackup.domain.image_host import ImagesThere
 from vbackup.engine import leftovers, scratch, session_close, session_history, session_plan
 from vbackup.engine.session_survey import SessionDomain
 from vbackup.errors import SessionEndedError, VbackupError
@@ -47,12 +48,12 @@ def checkpoint_of(
     assert session.internals is not None
     pending = session.internals.checkpoint
     assert pending is not None
-    session_daemon.end(session, qemu.monitor, reporter)
+    session_daemon.end(session, qemu.monitor, reporter, link=qemu.link)
     tracker = domain.tracker(session.tracker, domain_name=session.domain_name)
     try:
         if handle is None or handle.is_active():
             raise SessionEndedError(session.id, SessionState.FAILED.value, "the domain was started")
-        _refuse_changed(session, pending)
+        _refuse_changed(session, pending, handle)
         access = Access(session.internals.exclusive, check=stop.check)
         with source.open_source(handle, reporter=reporter, access=access) as opened:
             this = SessionDomain(opened, qemu.naming, reporter, stop)
@@ -69,11 +70,16 @@ def checkpoint_of(
     return pending
 
 
-def _refuse_changed(session: Session, pending: Checkpoint) -> None:
+def _refuse_changed(session: Session, pending: Checkpoint, handle: DomainHandle) -> None:
     """Raise SessionEndedError if the files of a disk are not those of the moment, as far as their times tell.
 
     It comes before the images are opened: that changes what they store of their bitmaps.
     """
+    if handle.host.has_link and session.internals is not None:
+        there = ImagesThere(handle.host.link())
+        for path, stamp in session.internals.stamps.items():
+            if there.stamp(path) != stamp:
+                raise SessionEndedError(session.id, SessionState.FAILED.value, f"{path} was changed since")
     for disk in pending.disks.values():
         for file in disk.chain.files if disk.chain is not None else ():
             if file.is_proven and not _is_unchanged(file):

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vbackup import names
 from vbackup.domain import linked
@@ -36,6 +37,9 @@ from vbackup.sessions.record import KILLED, QEMU_ENDED, WATCHER_ENDED, Session, 
 from vbackup.sessions.store import DomainStore, Store
 from vbackup.stop import Stop
 
+if TYPE_CHECKING:
+    from vbackup.remote.link import Link
+
 log = logging.getLogger(__name__)
 
 
@@ -46,6 +50,7 @@ class SessionQemu:
     monitor: Monitor
     naming: Naming  #: of the tracker
     states: Callable[[str], Collection[str]] | None = None  #: of a domain on another host (session_server.Place)
+    link: Callable[[], Link] | None = None  #: returns the link to that host
 
 
 @contextmanager
@@ -55,12 +60,18 @@ def qemu_of(session: Session, handle: DomainHandle | None) -> Iterator[SessionQe
     ``handle``: None if libvirt does not have the domain. Raises what opening a monitor raises.
     """
     naming = naming_of(session.tracker)
-    if session.internals is not None and session.internals.daemon is not None:
-        if not session.internals.daemon.lives:
+    daemon = session.internals.daemon if session.internals is not None else None
+    if daemon is not None:
+        if not _is_linked(session) and not daemon.lives:
             yield None
             return
-        with session_daemon.monitor(session) as daemon:
-            yield None if daemon is None else SessionQemu(daemon, naming)
+        with session_daemon.monitor(session) as monitor:
+            if monitor is None:
+                yield None
+                return
+            with _own(session, handle) as own:
+                link = own.host.link if own is not None and own.host.has_link else None
+                yield SessionQemu(monitor, naming, link=link)
         return
     with _own(session, handle) as own:
         if own is None or not own.is_active():
@@ -220,7 +231,7 @@ def end(
     is_complete = True
     if qemu is not None:
         if session.internals is not None and session.internals.daemon is not None:
-            is_complete = session_daemon.end(session, qemu.monitor, reporter)
+            is_complete = session_daemon.end(session, qemu.monitor, reporter, link=qemu.link)
         elif not _has_successor(domain, session):
             is_complete = session_close.in_qemu(
                 session,

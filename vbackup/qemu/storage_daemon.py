@@ -211,10 +211,10 @@ class StorageDaemon:
                 self._end(quiet=kind is not None)
 
     def leave(self) -> None:
-        """Let a daemon that survives this process survive the end of the block too."""
-        assert isinstance(self._process, subprocess.Popen)
+        """Let a daemon that survives this process, or runs elsewhere, survive the end of the block too."""
         self._is_left = True
-        _LEFT.append(self._process)
+        if isinstance(self._process, subprocess.Popen):
+            _LEFT.append(self._process)
 
     @property
     def pid(self) -> int:

@@ -41,13 +41,15 @@ def connection(address: Address, control: str, program: str, *, ciphers: str | N
     return [address.command, *_access(address), *options, "-T", "-e", "none", "--", address.host, program]
 
 
-def forwarding(address: Address, control: str, *, remote: str, local: str, to_remote: bool = False) -> list[str]:
-    """Return the command line that adds a forwarded socket to an open connection.
+def forwarding(
+    address: Address, control: str, *, remote: str, local: str, to_remote: bool = False, ends: bool = False
+) -> list[str]:
+    """Return the command line that adds a forwarded socket to an open connection, or ``ends`` one.
 
     ``remote`` is made there and leads to ``local`` here; with ``to_remote`` it is the other way round.
     """
     sockets = ["-L", f"{local}:{remote}"] if to_remote else ["-R", f"{remote}:{local}"]
-    return [*_control(address, control, "forward"), *sockets, "--", address.host]
+    return [*_control(address, control, "cancel" if ends else "forward"), *sockets, "--", address.host]
 
 
 def _control(address: Address, control: str, order: str) -> list[str]:

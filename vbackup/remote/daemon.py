@@ -11,10 +11,11 @@ import signal
 import socket
 import subprocess
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 from vbackup.errors import LinkLostError, RemoteError, UnsuitableError
+from vbackup.process import Process
 from vbackup.qemu.storage_daemon import PROGRAM_PACKAGES, DaemonProcess
 from vbackup.remote.link import Link
 
@@ -26,6 +27,45 @@ _LOST = -signal.SIGTERM
 _NUMBERS = itertools.count(1)
 
 
+def launch(link: Link, program: str, arguments: Sequence[str] = (), *, directory: Path = Path("/")) -> tuple[int, str]:
+    """Start a daemon there; returns its pid and the path of its QMP socket there, which has one client at a time.
+
+    Raises UnsuitableError if it is not installed.
+    """
+    path = f"{link.directory()}/qmp-{next(_NUMBERS)}"
+    argv = [program, "--chardev", "socket,id=qmp,fd={fd},server=on,wait=off", "--monitor", "chardev=qmp"]
+    try:
+        return link.start([*argv, *arguments], directory=str(directory), listen=path), path
+    except RemoteError as err:
+        raise UnsuitableError(
+            f"{err} A domain that is off, and a restore, need it there (on Debian: {PROGRAM_PACKAGES})."
+        ) from err
+
+
+def _connected(path: Path) -> socket.socket:
+    """Return a connection to a unix socket of this host."""
+    connection = socket.socket(socket.AF_UNIX)
+    try:
+        connection.settimeout(CONNECT_S)
+        connection.connect(str(path))
+        connection.settimeout(None)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+@contextmanager
+def _secret_file(link: Link, value: bytes) -> Iterator[str]:
+    """Yield a file in the helper's directory, in memory as /run is."""
+    path = f"{link.directory()}/secret-{next(_NUMBERS)}"
+    link.write_file(path, [value])
+    try:
+        yield path
+    finally:
+        link.remove_file(path)
+
+
 class Hypervisor:
     """The host of a link, as a place for one daemon (vbackup.qemu.storage_daemon.Elsewhere)."""
 
@@ -35,42 +75,48 @@ class Hypervisor:
 
     def start(self, program: str, arguments: Sequence[str], *, directory: Path) -> tuple[DaemonProcess, socket.socket]:
         """Start the daemon there, and connect to its monitor."""
-        path = f"{self._link.directory()}/qmp-{next(_NUMBERS)}"
-        argv = [program, "--chardev", "socket,id=qmp,fd={fd},server=on,wait=off", "--monitor", "chardev=qmp"]
+        pid, path = launch(self._link, program, arguments, directory=directory)
+        self._process = process = RemoteProcess(self._link, pid, monitor=path)
         try:
-            pid = self._link.start([*argv, *arguments], directory=str(directory), listen=path)
-        except RemoteError as err:
-            raise UnsuitableError(
-                f"{err} A domain that is off, and a restore, need it there (on Debian: {PROGRAM_PACKAGES})."
-            ) from err
-        self._process = process = RemoteProcess(self._link, pid)
-        try:
-            connection = socket.socket(socket.AF_UNIX)
-            try:
-                connection.settimeout(CONNECT_S)
-                connection.connect(str(self._link.connect(path)))
-                connection.settimeout(None)
-            except BaseException:
-                connection.close()
-                raise
+            return process, _connected(self._link.connect(path))
         except BaseException:
             process.kill()
             raise
-        return process, connection
 
     def words(self) -> str:
         """Return the last that the daemon has said."""
         return "" if self._process is None else self._process.words()
 
-    @contextmanager
-    def secret_file(self, value: bytes) -> Iterator[str]:
-        """Yield a file in the helper's directory, in memory as /run is."""
-        path = f"{self._link.directory()}/secret-{next(_NUMBERS)}"
-        self._link.write_file(path, [value])
-        try:
-            yield path
-        finally:
-            self._link.remove_file(path)
+    def secret_file(self, value: bytes) -> AbstractContextManager[str]:
+        """Yield a file in the helper's directory."""
+        return _secret_file(self._link, value)
+
+    def refuse_lost(self) -> None:
+        """Ask the link."""
+        self._link.refuse_lost()
+
+
+class KeptDaemon:
+    """A daemon of a hypervisor that another process's link has started, and keeps (storage_daemon.Elsewhere).
+
+    ``monitor``: path of its QMP socket on this host, through that link. ``link`` is one of this process.
+    """
+
+    def __init__(self, link: Link, process: Process, monitor: Path) -> None:
+        self._link, self._process, self._monitor = link, process, monitor
+
+    def start(self, program: str, arguments: Sequence[str], *, directory: Path) -> tuple[DaemonProcess, socket.socket]:
+        """Connect to its monitor: it runs."""
+        assert not arguments
+        return KeptProcess(self._link, self._process), _connected(self._monitor)
+
+    def words(self) -> str:
+        """Return nothing: the other process has its words."""
+        return ""
+
+    def secret_file(self, value: bytes) -> AbstractContextManager[str]:
+        """Yield a file in the directory of this link's helper, whose user is the daemon's too."""
+        return _secret_file(self._link, value)
 
     def refuse_lost(self) -> None:
         """Ask the link."""
@@ -78,10 +124,13 @@ class Hypervisor:
 
 
 class RemoteProcess:
-    """A process that the helper has started (vbackup.qemu.storage_daemon.DaemonProcess)."""
+    """A process that the helper has started (vbackup.qemu.storage_daemon.DaemonProcess).
 
-    def __init__(self, link: Link, pid: int) -> None:
-        self._link = link
+    ``monitor``: path of its socket there; when the process has ended, that is not forwarded any more.
+    """
+
+    def __init__(self, link: Link, pid: int, *, monitor: str) -> None:
+        self._link, self._monitor = link, monitor
         self.pid = pid
         self.returncode: int | None = None
         self._words = ""
@@ -107,6 +156,7 @@ class RemoteProcess:
             else:
                 if ended is not None:
                     self.returncode, self._words = ended.status, ended.stderr
+                    self._link.disconnect(self._monitor)
         return self.returncode
 
     def words(self) -> str:
@@ -128,3 +178,41 @@ class RemoteProcess:
                 self._link.signal(self.pid, signum)
             except LinkLostError:
                 self.poll()
+
+
+class KeptProcess:
+    """A process that the helper of another link has started (vbackup.qemu.storage_daemon.DaemonProcess).
+
+    How it has ended is not known: ``returncode`` is None.
+    """
+
+    def __init__(self, link: Link, process: Process) -> None:
+        self._link, self._process = link, process
+        self.pid = process.pid
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        """Return nothing that would be known."""
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Let the helper wait. With a link that is lost, nobody can: the other link's helper ends it."""
+        assert timeout is not None
+        try:
+            if not self._link.outlived(self._process, within_s=timeout):
+                raise subprocess.TimeoutExpired("the storage daemon", timeout)
+        except LinkLostError:
+            pass
+        return 0
+
+    def terminate(self) -> None:
+        """Send SIGTERM."""
+        self._signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Send SIGKILL."""
+        self._signal(signal.SIGKILL)
+
+    def _signal(self, signum: signal.Signals) -> None:
+        with suppress(LinkLostError):
+            self._link.signal_process(self._process, signum)

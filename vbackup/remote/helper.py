@@ -64,6 +64,8 @@ EXPORTS_S, CLIENTS_S = 10.0, 15.0
 LISTENING, CONNECTED = "01", "03"
 #: Where libvirt's hook script, if it is installed, looks whether a domain has to stay off (vbackup.hooks.marks).
 MARKS = "/run/vbackup/offline"
+#: The member of a mark whose process is being ended.
+ENDING = "is_ending"
 #: How many clients of an NBD server may wait to be accepted.
 BACKLOG = 128
 #: The bytes of an image that QEMU locks: for each kind of access that it wants, and that it grants nobody else
@@ -304,7 +306,7 @@ class Helper:
         self._handles = {}  # type: dict[int, tuple[int, tuple[str, str] | None]]
         self._programs = {}  # type: dict[int, Program]
         self._sockets = set()  # type: set[str]
-        self._marks = set()  # type: set[str]
+        self._marks = {}  # type: dict[str, dict[str, Any]]
         self._directory = None  # type: str | None
         self._stages = []  # type: list[str]
         self._made = []  # type: list[str]
@@ -772,28 +774,67 @@ class Helper:
         self._programs[program.process.pid] = program
         return program.process.pid
 
-    def do_mark(self, uuid: str, work: str) -> "dict[str, Any]":
-        """Let the hook script refuse to start a domain that is off, as long as this process lives.
+    def do_mark(
+        self, uuid: str, work: str, *, pid: "int | None" = None, session: "str | None" = None
+    ) -> "dict[str, Any]":
+        """Let the hook script refuse to start a domain that is off, as long as this process or program ``pid`` lives.
 
-        Returns whether this was not so already, and the process that has marked it, if it is another one that lives.
+        ``session``: the pull session that the program serves. Returns whether this was not so already, and the process
+        that has marked it, with its session, if it is another one that lives. Waits for one that is being ended.
         """
-        with self._lock, _locked_marks():
-            path = os.path.join(MARKS, uuid)
-            other = None if uuid in self._marks else _marking(path)
-            if uuid in self._marks or other is not None:
-                return {"is_set": False, "other": other}
-            with open(path + ".new", "w") as file:
-                since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-                json.dump(dict(_identity(os.getpid()), since=since, work=work), file)
-            os.rename(path + ".new", path)
-            self._marks.add(uuid)
-        return {"is_set": True, "other": None}
+        path = os.path.join(MARKS, uuid)
+        until = time.monotonic() + BUSY_S
+        while True:
+            with self._lock, _locked_marks():
+                if uuid in self._marks:
+                    return {"is_set": False, "other": None, "session": None}
+                other = _living_mark(path)
+                if other is None:
+                    since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+                    mark = dict(_identity(os.getpid() if pid is None else pid), since=since, work=work)
+                    mark = mark if session is None else dict(mark, session=session)
+                    _write_mark(path, mark)
+                    self._marks[uuid] = mark
+                    return {"is_set": True, "other": None, "session": None}
+            if not other.get(ENDING) or time.monotonic() >= until:
+                return {"is_set": False, "other": other["pid"], "session": other.get("session")}
+            time.sleep(0.1)
 
     def do_unmark(self, uuid: str) -> None:
-        """The domain may be started."""
+        """The domain may be started, unless others have marked it since."""
+        path = os.path.join(MARKS, uuid)
         with self._lock, _locked_marks():
-            self._marks.discard(uuid)
-            os.unlink(os.path.join(MARKS, uuid))
+            if _same(_read_mark(path), self._marks.pop(uuid, None)):
+                os.unlink(path)
+
+    def _announce_end(self) -> None:
+        """Let others wait for the domains that are marked: what has their disks open is about to end."""
+        if not self._marks:
+            return
+        with self._lock, _locked_marks():
+            for uuid, mark in self._marks.items():
+                path = os.path.join(MARKS, uuid)
+                if _same(_read_mark(path), mark):
+                    _write_mark(path, dict(mark, **{ENDING: True}))
+
+    def do_identity(self, pid: int) -> "dict[str, Any]":
+        """Return what tells a process from others that get its number."""
+        return _identity(pid)
+
+    def do_outlived(self, pid: int, start_ticks: int, limit_s: float) -> bool:
+        """Wait for the end of a process that another helper may have started; returns False if it goes on."""
+        until = time.monotonic() + limit_s
+        while _lives(pid, start_ticks):
+            if time.monotonic() >= until:
+                return False
+            time.sleep(0.02)
+        return True
+
+    def do_kill_process(self, pid: int, start_ticks: int, signum: int) -> None:
+        """Signal a process that another helper may have started, if it has not ended."""
+        if _lives(pid, start_ticks):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signum)
 
     def do_wait(self, pid: int, limit_s: float) -> "dict[str, Any] | None":
         """Return how a started program has ended, None if it has not within that time."""
@@ -818,6 +859,8 @@ class Helper:
                 self._begin_thaw(freeze, is_patient=True)
         if is_lost:
             self._end_session()
+        with contextlib.suppress(OSError):
+            self._announce_end()
         for program in list(self._programs.values()):
             program.terminate()
         self._remove_files()
@@ -1016,21 +1059,46 @@ def _locked_marks() -> "Iterator[None]":
         os.close(fd)
 
 
-def _marking(path: str) -> "int | None":
-    """Return the process that has set a mark, None if it does not live any more, or there is none."""
+def _write_mark(path: str, mark: "dict[str, Any]") -> None:
+    """Write a mark; the directory is locked."""
+    with open(path + ".new", "w") as file:
+        json.dump(mark, file)
+    os.rename(path + ".new", path)
+
+
+def _read_mark(path: str) -> "dict[str, Any] | None":
+    """Return a mark, None if there is none that can be read."""
     try:
         with open(path) as file:
             mark = json.load(file)
-        pid = int(mark["pid"])
-        return pid if all(mark[name] == value for name, value in _identity(pid).items()) else None
+    except (OSError, ValueError):
+        return None
+    return mark if isinstance(mark, dict) else None
+
+
+def _same(one: "dict[str, Any] | None", other: "dict[str, Any] | None") -> bool:
+    """Return True if both are the same mark, whether or not one says that it is about to end."""
+    return one is not None and other is not None and dict(one, **{ENDING: True}) == dict(other, **{ENDING: True})
+
+
+def _living_mark(path: str) -> "dict[str, Any] | None":
+    """Return the mark whose process lives, None if there is none."""
+    mark = _read_mark(path)
+    try:
+        lives = mark is not None and _lives(int(mark["pid"]), int(mark["start_ticks"]))
+        return mark if lives and mark is not None and mark["boot_id"] == _boot_id() else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
 def _identity(pid: int) -> "dict[str, Any]":
     """Return what tells a process from others that get its number (vbackup.process). Raises ValueError if it ended."""
+    return {"pid": pid, "start_ticks": int(_start_time(pid)), "boot_id": _boot_id()}
+
+
+def _boot_id() -> str:
     with open("/proc/sys/kernel/random/boot_id") as file:
-        return {"pid": pid, "start_ticks": int(_start_time(pid)), "boot_id": file.read().strip()}
+        return file.read().strip()
 
 
 def socket_states(path: str) -> "list[str]":
@@ -1095,11 +1163,22 @@ def _remove_directory(path: str) -> None:
 
 def _start_time(pid: int) -> str:
     """Return when a process started, "" if there is none: pids are reused."""
+    return "".join(_stat(pid)[19:20])
+
+
+def _lives(pid: int, start_ticks: int) -> bool:
+    """Return True if the process that started then has not ended; a zombie has."""
+    fields = _stat(pid)
+    return fields[19:20] == [str(start_ticks)] and fields[0] not in ("Z", "X")
+
+
+def _stat(pid: int) -> "list[str]":
+    """Return the fields of /proc/PID/stat that follow the command's name, from the state on; [] if there is none."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
-            return file.read().rpartition(b")")[2].split()[19].decode()
+            return file.read().rpartition(b")")[2].decode().split()
     except OSError:
-        return ""
+        return []
 
 
 def _session_process() -> "tuple[int, str] | None":

@@ -21,9 +21,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vbackup import names
 from vbackup.errors import BusyError, ForwardingError, LinkLostError, RemoteError, UnsuitableError
+from vbackup.hooks import marks
+from vbackup.hooks.marks import Work
 from vbackup.model import NodeBitmap
 from vbackup.names import Naming
+from vbackup.process import Process
 from vbackup.remote import ciphers, command, connection
 from vbackup.remote.address import Address
 from vbackup.remote.connection import Connection
@@ -65,7 +69,8 @@ class Link:
         self.address = address
         self._check = check
         self._numbers = itertools.count(1)
-        self._forwarded: dict[str, Path] = {}
+        self._forwarded: dict[str, Path] = {}  #: what leads here, by its path there
+        self._connected: dict[str, Path] = {}  #: what leads there, by its path there
         self._lock = threading.Lock()
         self._connection: Connection | None = None
 
@@ -217,15 +222,48 @@ class Link:
         with self._lock:
             local = self._forwarded.pop(remote, None)
         if local is not None:
-            local.unlink(missing_ok=True)
+            self._end_forwarding(remote, local)
             self._call("remove_socket", "remove a forwarded socket", path=remote)
 
     def connect(self, remote: str) -> Path:
-        """Forward a unix socket of the hypervisor to this host; returns its path here, which only this user may use."""
+        """Forward a unix socket of the hypervisor to this host; returns its path here, which only this user may use.
+
+        It lasts as long as the link, unless ``disconnect`` ends it.
+        """
         local = self._directory / f"{next(self._numbers)}.sock"
         order = command.forwarding(self.address, str(self._control), remote=remote, local=str(local), to_remote=True)
         self._forward(order)
+        with self._lock:
+            self._connected[remote] = local
         return local
+
+    def disconnect(self, remote: str) -> None:
+        """End what ``connect`` has made: no new connections are let through, and those that are there stay."""
+        with self._lock:
+            local = self._connected.pop(remote, None)
+        if local is not None:
+            self._end_forwarding(remote, local, to_remote=True)
+
+    @contextmanager
+    def connected(self, remote: str) -> Iterator[Path]:
+        """Yield what ``connect`` returns; after the block, ``disconnect`` has ended it."""
+        try:
+            yield self.connect(remote)
+        finally:
+            self.disconnect(remote)
+
+    def _end_forwarding(self, remote: str, local: Path, *, to_remote: bool = False) -> None:
+        """Have ssh close its listener, here or there; one that stays does no harm until the end of the link."""
+        control = str(self._control)
+        argv = command.forwarding(
+            self.address, control, remote=remote, local=str(local), to_remote=to_remote, ends=True
+        )
+        try:
+            if not self.is_lost:
+                self._forward(argv)
+        except (ForwardingError, LinkLostError) as err:
+            log.debug("the forwarding of %s stays: %s", remote, err)
+        local.unlink(missing_ok=True)
 
     def _forward(self, argv: Sequence[str]) -> None:
         try:
@@ -338,22 +376,35 @@ class Link:
         ``work``: see vbackup.hooks.marks. A user who may not set marks goes without. Raises BusyError if another
         vbackup there has the disks.
         """
-        what, is_set, other = f"mark domain {uuid}", None, None
-        try:
-            is_set, other = self._members(self._call("mark", what, uuid=uuid, work=work), what, "is_set", "other")
-        except RemoteError as err:
-            log.debug("%s", err)
-        if other is not None:
-            raise BusyError(
-                f"Another vbackup on {self.host} (process {other!r:.20}) has the disks of domain {uuid} open, which is"
-                " off; wait for it to end."
-            )
+        is_set = self._mark(uuid, work)
         try:
             yield
         finally:
             if is_set:
                 with suppress(LinkLostError, RemoteError):  # it counts as long as the helper lives
-                    self._call("unmark", what, uuid=uuid)
+                    self._call("unmark", f"mark domain {uuid}", uuid=uuid)
+
+    def mark_session(self, uuid: str, session: str, pid: int) -> None:
+        """As ``marked``, for a pull session and as long as the program ``pid`` lives that ``start`` has started."""
+        self._mark(uuid, Work.SESSION.value, pid=pid, session=session)
+
+    def _mark(self, uuid: str, work: str, **more: Any) -> bool:
+        """Return True if the mark was set. Raises BusyError."""
+        what = f"mark domain {uuid}"
+        try:
+            answer = self._call("mark", what, uuid=uuid, work=work, **more)
+        except RemoteError as err:
+            log.debug("%s", err)
+            return False
+        is_set, other, session = self._members(answer, what, "is_set", "other", "session")
+        if isinstance(session, str) and names.SESSION_ID.fullmatch(session):
+            raise BusyError(marks.open_in_session(uuid, session))
+        if other is not None:
+            raise BusyError(
+                f"Another vbackup on {self.host} (process {other!r:.20}) has the disks of domain {uuid} open, which is"
+                " off; wait for it to end."
+            )
+        return bool(is_set)
 
     def watch_thaw(self, uuid: str, limit_s: float) -> None:
         """Have the helper thaw the guest when the link is silent, and in any case after ``limit_s`` seconds."""
@@ -533,6 +584,22 @@ class Link:
     def signal(self, pid: int, signum: int) -> None:
         """Send a signal to a started program."""
         self._call("kill", "signal a program", pid=pid, signum=int(signum))
+
+    def process(self, pid: int) -> Process:
+        """Return the identity of a started program, by which other links can find it."""
+        what = "look at a program"
+        found = self._members(self._call("identity", what, pid=pid), what, "pid", "start_ticks", "boot_id")
+        return Process(self._integer(found[0], what), self._integer(found[1], what), str(found[2])[:64])
+
+    def outlived(self, process: Process, *, within_s: float) -> bool:
+        """Wait for the end of a program that another link may have started; False if it goes on after that time."""
+        what, limits = "wait for a program", {"timeout_s": within_s + 10, "limit_s": within_s}
+        return bool(self._call("outlived", what, pid=process.pid, start_ticks=process.start_ticks, **limits))
+
+    def signal_process(self, process: Process, signum: int) -> None:
+        """Send a signal to a program that another link may have started, if it has not ended."""
+        what = "signal a program"
+        self._call("kill_process", what, pid=process.pid, start_ticks=process.start_ticks, signum=int(signum))
 
     def directory(self) -> str:
         """Return a directory there for sockets, which nobody else may enter and which goes with the link.

@@ -134,7 +134,9 @@ class Internals:
     there: str | None = None  #: of a session on another host: path of its socket there
     new_marks: Sequence[NodeBitmap] = ()  #: end marks that begin with it (vbackup.engine.endmark)
     watcher: Process | None = None  #: ends the session when it expires
-    daemon: Process | None = None  #: the storage daemon of a domain that is off
+    daemon: Process | None = None  #: the storage daemon of a domain that is off, on the domain's host
+    #: of a domain on another host that is off: modification time in ns and size in bytes of its files at the moment
+    stamps: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     connection: str | None = None  #: libvirt's URI; None: the default
     exclusive: bool = False  #: no other host uses the images while the domain is off
     is_closed: bool = False  #: nothing is left of it in QEMU
@@ -156,6 +158,7 @@ class Internals:
             "new_marks": [{"node_name": one.node_name, "bitmap": one.bitmap} for one in self.new_marks],
             "watcher": None if self.watcher is None else self.watcher.document(),
             "daemon": None if self.daemon is None else self.daemon.document(),
+            "stamps": {path: list(stamp) for path, stamp in self.stamps.items()},
             "connection": self.connection,
             "exclusive": self.exclusive,
             "is_closed": self.is_closed,
@@ -176,10 +179,22 @@ class Internals:
             ),
             watcher=Process.read(fields.object("watcher")) if "watcher" in fields else None,
             daemon=Process.read(fields.object("daemon")) if "daemon" in fields else None,
+            stamps=_stamps(fields.object("stamps")) if "stamps" in fields else {},
             connection=fields.optional_text("connection"),
             exclusive=fields.boolean("exclusive"),
             is_closed=fields.boolean("is_closed"),
         )
+
+
+def _stamps(fields: Fields) -> Mapping[str, tuple[int, int]]:
+    """Return the stamps of files. Raises StorageError."""
+    found = {}
+    for path in fields.names:
+        stamp = fields.raw(path)
+        if type(stamp) is not list or [type(one) for one in stamp] != [int, int]:
+            raise StorageError(f"{stamp!r:.100} is not the modification time and the size of {path[:200]!r}.")
+        found[path] = (stamp[0], stamp[1])
+    return found
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ from vbackup.domain import source
 from vbackup.errors import BusyError
 from vbackup.operations import session_begin
 from vbackup.operations.session_begin import SessionRequest
-from vbackup.qemu.storage_daemon import Survival
 from vbackup.stop import Stop
 
 
@@ -27,6 +26,6 @@ def test_domain_that_has_just_been_shut_off_is_busy(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(source, "open_source", open_source)
     handle: Any = SimpleNamespace(name="web", is_active=lambda: True, host=SimpleNamespace(is_local=True))
     request = SessionRequest("web", "acme", tmp_path)
-    opened = session_begin._opened(request, handle, Survival("session-x"), reporter=Recorder(), stop=Stop())
+    opened = session_begin._opened(request, handle, None, reporter=Recorder(), stop=Stop())
     with pytest.raises(BusyError, match="has just been shut off"), opened:
         pytest.fail("it is served")

@@ -39,6 +39,8 @@ def test_sockets_are_forwarded_over_the_open_connection() -> None:
     assert there[-8:] == ["-S", "/c", "-O", "forward", "-R", "/r:/l", "--", "fd77::2"]
     here = command.forwarding(_ADDRESS, "/c", remote="/r", local="/l", to_remote=True)
     assert here[-4:] == ["-L", "/l:/r", "--", "fd77::2"]
+    ended = command.forwarding(_ADDRESS, "/c", remote="/r", local="/l", ends=True)
+    assert ended == ["cancel" if word == "forward" else word for word in there]
 
 
 def test_what_a_user_can_try() -> None:

@@ -368,14 +368,15 @@ def test_mark_that_a_domain_has_to_stay_off(
     monkeypatch.setattr(connection, "source", lambda: source)
     one, other = (begin(["sh", "-c", command.bootstrap()]) for _ in range(2))
     path = tmp_path / "run" / "offline" / UUID
-    assert one.call("mark", what="mark", uuid=UUID, work="backup") == {"is_set": True, "other": None}
-    assert one.call("mark", what="mark", uuid=UUID, work="backup") == {"is_set": False, "other": None}
+    unset = {"is_set": False, "other": None, "session": None}
+    assert one.call("mark", what="mark", uuid=UUID, work="backup") == {**unset, "is_set": True}
+    assert one.call("mark", what="mark", uuid=UUID, work="backup") == unset
     mark = json.loads(path.read_text())
     assert (mark["work"], Process.of(mark["pid"])) == (
         "backup",
         Process(mark["pid"], mark["start_ticks"], mark["boot_id"]),
     )
-    assert other.call("mark", what="mark", uuid=UUID, work="restore") == {"is_set": False, "other": mark["pid"]}
+    assert other.call("mark", what="mark", uuid=UUID, work="restore") == {**unset, "other": mark["pid"]}
     one.call("unmark", what="mark", uuid=UUID)
     assert not path.exists()
     path.write_text("{")  # of no use to anybody
@@ -383,3 +384,42 @@ def test_mark_that_a_domain_has_to_stay_off(
     other.close()
     assert not path.exists()
     one.close()
+
+
+def test_mark_of_a_session_counts_as_long_as_its_daemon_lives(
+    virsh: Virsh, impatient: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A helper that ends lets others wait for the daemon, and leaves the mark alone that they set then."""
+    source = connection.source().replace('MARKS = "/run/vbackup/offline"', f'MARKS = "{tmp_path}/run/offline"')
+    monkeypatch.setattr(connection, "source", lambda: source)
+    one, other = (begin(["sh", "-c", command.bootstrap()]) for _ in range(2))
+    path, session = tmp_path / "run" / "offline" / UUID, "20261130T120000Z-abcdef"
+    stays = "trap 'sleep 0.5; exit' TERM; while :; do sleep 0.05; done"
+    pid = one.call("start", what="start", argv=["sh", "-c", stays], cwd="/", listen="")
+    started = one.call("identity", what="look", pid=pid)["start_ticks"]
+    assert one.call("mark", what="mark", uuid=UUID, work="session", pid=pid, session=session)["is_set"]
+    refused = other.call("mark", what="mark", uuid=UUID, work="backup")
+    assert refused == {"is_set": False, "other": pid, "session": session}
+    assert not other.call("outlived", what="wait", pid=pid, start_ticks=started, limit_s=0)
+    assert one._process.stdin is not None
+    one._process.stdin.close()
+    wait_for(lambda: "is_ending" in path.read_text(), "the helper's end")
+    assert other.call("mark", what="mark", uuid=UUID, work="backup")["is_set"], "it waits"
+    assert other.call("outlived", what="wait", pid=pid, start_ticks=started, limit_s=0)
+    assert json.loads(path.read_text())["work"] == "backup"
+    one._process.wait(10)
+    assert json.loads(path.read_text())["work"] == "backup"
+    one.close()
+    other.close()
+
+
+def test_process_of_another_helper_is_signalled_if_it_is_still_that_one(helper: Connection) -> None:
+    with subprocess.Popen(["sleep", "60"]) as process:
+        found = Process.of(process.pid)
+        assert found is not None
+        identity = {"pid": found.pid, "start_ticks": found.start_ticks}
+        helper.call("kill_process", what="kill", **{**identity, "start_ticks": 1}, signum=9)
+        assert helper.call("outlived", what="wait", **{**identity, "start_ticks": 1}, limit_s=0)
+        assert process.poll() is None
+        helper.call("kill_process", what="kill", **identity, signum=9)
+        assert helper.call("outlived", what="wait", **identity, limit_s=10), "also as a zombie"

@@ -300,6 +300,19 @@ def test_domain_that_another_vbackup_there_has_marked(link: Link, monkeypatch: p
     assert asked == ["mark", "mark", "unmark"]
 
 
+def test_domain_that_a_session_there_has_marked(link: Link, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = {"is_set": False, "other": 77, "session": "20261130T120000Z-abcdef"}
+    monkeypatch.setattr(link, "_call", lambda *_words, **_parameters: answer)
+    said = r"^Pull session 20261130T120000Z-abcdef has the disks of domain .* which is off: commit or abort"
+    with pytest.raises(BusyError, match=said), link.marked(UUID, "backup"):
+        pytest.fail("it goes on")
+    with pytest.raises(BusyError, match=said):
+        link.mark_session(UUID, "20261130T130000Z-abcdef", 78)
+    answer["session"] = "x; rm -r /"
+    with pytest.raises(BusyError, match=r"Another vbackup .*\(process 77\)"), link.marked(UUID, "backup"):
+        pytest.fail("it goes on")
+
+
 def test_user_who_may_not_set_marks_goes_without(link: Link, monkeypatch: pytest.MonkeyPatch) -> None:
     def call(do: str, what: str, **_parameters: str) -> object:
         assert do == "mark"

@@ -25,6 +25,18 @@ def test_what_is_written_is_read() -> None:
     assert reread(made.record()) == made
 
 
+def test_what_a_domain_that_is_off_elsewhere_has_is_read_as_it_was_written() -> None:
+    made = pull_session("vda")
+    assert made.internals is not None
+    made = replace(made, internals=replace(made.internals, stamps={"/images/a b.qcow2": (2**60, 65536)}))
+    assert reread(made.record()) == made
+    for wrong in ([1], [1, "2"], "x", [True, 1]):
+        document = made.record()
+        document["internal"]["stamps"]["/images/a b.qcow2"] = wrong
+        with pytest.raises(StorageError, match="is not the modification time and the size of"):
+            reread(document)
+
+
 def test_client_gets_the_document_without_the_internals() -> None:
     made = pull_session("vda")
     document = made.document()

@@ -3,7 +3,7 @@
     __init__    starts the process
     __main__    the entry point of the process: sets sys.path, then runs process.main
     process     watches, and ends the session
-    linked      the SSH connection through which it has QEMU's NBD server forwarded from another host
+    linked      the SSH connection through which it has the NBD server forwarded from another host
 
 The scratch image of a client that has died would grow for ever. The process needs little: it looks at the session's
 record, the socket and the free space each second, and connects to libvirt only to end the session. A watcher that is
@@ -62,11 +62,12 @@ def start(session: Session, domain: DomainStore, *, host: Host, reserve_bytes: i
 
 def start_linked(
     session: Session, domain: DomainStore, *, host: Host, order: linked.Order, reserve_bytes: int
-) -> tuple[Session, Path]:
+) -> tuple[Session, linked.Answer]:
     """Start the watcher of a session on another host, which has its NBD server forwarded by SSH (``linked``).
 
-    Returns the session with it, and the path of the socket on this host. Without the watcher there is no session:
-    raises ForwardingError if sshd there does not allow it, RemoteError, and what ``start`` raises.
+    Returns the session with it, and its answer with the paths of sockets on this host. Without the watcher there is no
+    session: raises ForwardingError if sshd there does not allow it, BusyError or UnsuitableError if the domain is off
+    and a storage daemon there cannot have its disks, RemoteError, and what ``start`` raises.
     """
     orders = {**_orders(session, domain, host.real_uri, reserve_bytes), "link": order.document()}
     name = host.link().host
@@ -77,8 +78,10 @@ def start_linked(
         raise RemoteError(name, "have the process that holds the SSH connection", reason) from err
     watcher = answer.watcher(name)
     assert session.internals is not None
-    internals = replace(session.internals, watcher=watcher, server=answer.server, there=answer.there)
-    return domain.write(replace(session, internals=internals)), Path(answer.path)
+    internals = replace(
+        session.internals, watcher=watcher, server=answer.server, there=answer.there, daemon=answer.daemon
+    )
+    return domain.write(replace(session, internals=internals)), answer
 
 
 def _orders(session: Session, domain: DomainStore, uri: str, reserve_bytes: int) -> dict[str, Any]:

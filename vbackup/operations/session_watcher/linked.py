@@ -3,28 +3,52 @@
 The helper there makes the socket of QEMU's NBD server, and this connection forwards it to a unix socket of this host.
 So the session lasts as long as the watcher and its connection: when that is lost, the helper ends the session's
 exports, jobs and overlays, and the server. The guest goes on, and the bitmaps stay.
+
+Of a domain that is off, the helper starts the storage daemon, whose monitor is forwarded too. It ends with the
+connection, so that no image stays locked.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from vbackup.engine import session_server
 from vbackup.engine.fleecing_area import RemoteArea
-from vbackup.errors import ForwardingError, LinkLostError, MalformedError, RemoteError, StorageError, VbackupError
+from vbackup.errors import (
+    BusyError,
+    ForwardingError,
+    LinkLostError,
+    MalformedError,
+    RemoteError,
+    StorageError,
+    UnsuitableError,
+    VbackupError,
+)
 from vbackup.fields import Fields, parse_json
 from vbackup.names import Naming
 from vbackup.process import Process
-from vbackup.remote import address
+from vbackup.qemu.storage_daemon import PROGRAM
+from vbackup.remote import address, daemon
 from vbackup.remote.link import Link
 from vbackup.sessions import sockets
 from vbackup.sessions.record import Session
+
+#: How long a daemon may take to end after each signal: it has nothing to store.
+END_S = 10.0
+_FORWARDING = "forwarding"
+#: The errors that whoever began the session raises again as they are.
+_KINDS: Mapping[str, type[VbackupError]] = {
+    _FORWARDING: ForwardingError,
+    "unsuitable": UnsuitableError,
+    "busy": BusyError,
+}
 
 
 @dataclass(frozen=True)
@@ -35,6 +59,7 @@ class Order:
     owner: str  #: the tracker, as it is named in QEMU
     server: str | None = None  #: where the server of another session of the domain was bound, which this one uses
     shared: str | None = None  #: path of that session's socket there
+    daemon: str | None = None  #: the session, if the domain is off, and a storage daemon has to be started
 
     @classmethod
     def of(cls, uuid: str, naming: Naming, first: Session | None) -> Order:
@@ -45,7 +70,7 @@ class Order:
 
     def document(self) -> Mapping[str, Any]:
         """Return it as a JSON object: the arguments of this class."""
-        return {"uuid": self.uuid, "owner": self.owner, "server": self.server, "shared": self.shared}
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -56,15 +81,18 @@ class Answer:
     path: str = ""  #: of the socket on this host
     there: str = ""  #: of the socket on the other host
     server: str = ""  #: where the server that listens there is bound
+    monitor: str = ""  #: path on this host of the monitor of a storage daemon
+    daemon: Process | None = None  #: that daemon, on the other host
     error: str | None = None
-    is_of_forwarding: bool = False  #: the error is that of ssh, which may not forward
+    kind: str = ""  #: of the error: one of _KINDS, or "" for any other
 
     @classmethod
     def of(cls, err: VbackupError) -> Answer:
         """Return the answer for an error."""
+        kind = next((kind for kind, one in _KINDS.items() if isinstance(err, one)), "")
         if isinstance(err, ForwardingError):
-            return cls(os.getpid(), error=err.ssh_message, is_of_forwarding=True)
-        return cls(os.getpid(), error=err.reason if isinstance(err, RemoteError) else str(err))
+            return cls(os.getpid(), error=err.ssh_message, kind=kind)
+        return cls(os.getpid(), error=err.reason if isinstance(err, RemoteError) else str(err), kind=kind)
 
     def document(self) -> Mapping[str, Any]:
         """Return it as a JSON object."""
@@ -73,8 +101,10 @@ class Answer:
             "path": self.path,
             "there": self.there,
             "server": self.server,
+            "monitor": self.monitor,
+            "daemon": None if self.daemon is None else self.daemon.document(),
             "error": self.error,
-            "is_of_forwarding": self.is_of_forwarding,
+            "kind": self.kind,
         }
 
     @classmethod
@@ -89,17 +119,24 @@ class Answer:
             path=fields.text("path"),
             there=fields.text("there"),
             server=fields.text("server"),
+            monitor=fields.text("monitor"),
+            daemon=Process.read(fields.object("daemon")) if "daemon" in fields else None,
             error=fields.optional_text("error"),
-            is_of_forwarding=fields.boolean("is_of_forwarding"),
+            kind=fields.text("kind"),
         )
 
     def watcher(self, host: str) -> Process:
-        """Return the process. Raises ForwardingError, RemoteError if it has no connection."""
-        if self.error is not None and self.is_of_forwarding:
-            raise ForwardingError(host, self.error)
+        """Return the process.
+
+        Raises ForwardingError, BusyError, UnsuitableError, RemoteError if it cannot serve the session.
+        """
+        if self.error is not None and self.kind in _KINDS:
+            if self.kind == _FORWARDING:
+                raise ForwardingError(host, self.error)
+            raise _KINDS[self.kind](self.error)
         found = Process.of(self.pid)
         if self.error is not None or found is None:
-            raise RemoteError(host, "have QEMU's NBD server forwarded", self.error or "the process has ended")
+            raise RemoteError(host, "have the NBD server of the disks forwarded", self.error or "the process has ended")
         return found
 
 
@@ -112,6 +149,8 @@ class Forwarded:
     path: Path  #: of the socket on this host
     there: str
     server: str
+    daemon: Process | None = None  #: the storage daemon of a domain that is off
+    monitor: Path | None = None  #: of its monitor on this host
 
     @property
     def is_lost(self) -> bool:
@@ -120,11 +159,14 @@ class Forwarded:
 
     def answer(self) -> Answer:
         """Return what whoever began the session has to know."""
-        return Answer(os.getpid(), os.fspath(self.path), self.there, self.server)
+        monitor = "" if self.monitor is None else os.fspath(self.monitor)
+        return Answer(os.getpid(), os.fspath(self.path), self.there, self.server, monitor, self.daemon)
 
     def has_server(self) -> bool:
         """Return True unless QEMU's NBD server has ended; a connection that is lost shows elsewhere."""
         try:
+            if self.daemon is not None:
+                return self.link.ended(self.daemon.pid, within_s=0.0) is None
             return sockets.LISTENING in self.link.socket_states(self.server)
         except (LinkLostError, RemoteError):
             return True
@@ -135,6 +177,16 @@ class Forwarded:
             return RemoteArea(self.link, self.uuid, directory).free_bytes() < reserve_bytes
         except (LinkLostError, StorageError):
             return False
+
+    def end_daemon(self) -> None:
+        """End the storage daemon of a domain that is off, which writes nothing; the helper does it with the link."""
+        if self.daemon is None:
+            return
+        with suppress(LinkLostError, RemoteError):
+            for signum in (signal.SIGTERM, signal.SIGKILL):
+                self.link.signal(self.daemon.pid, signum)
+                if self.link.ended(self.daemon.pid, within_s=END_S) is not None:
+                    return
 
     def release(self) -> None:
         """Nothing of the session is left: the helper need not look."""
@@ -147,12 +199,16 @@ def opened(uri: str, order: Order) -> Iterator[Forwarded]:
     """Yield the connection with a socket of the domain's QEMU; without ``order.shared``, QEMU has got it.
 
     Waits for the helper of an earlier session of the tracker whose connection was lost. Raises SshError, HelperError,
-    ForwardingError, LinkLostError, RemoteError.
+    ForwardingError, LinkLostError, RemoteError; if the domain is off, also UnsuitableError, and BusyError if another
+    vbackup has its disks open.
     """
     place = address.parse(uri)
     assert place is not None
     naming = Naming(order.owner)
     with Link(place) as link:
+        if order.daemon is not None:
+            yield _with_daemon(link, order.uuid, order.daemon)
+            return
         link.guard_session(order.uuid, naming)
         if order.server is None or order.shared is None:
             there = server = link.listen(order.uuid, session_server.fd_name(naming))
@@ -160,6 +216,15 @@ def opened(uri: str, order: Order) -> Iterator[Forwarded]:
             there, server = link.share(order.shared), order.server
         link.guard_session(order.uuid, naming, server=server)
         yield Forwarded(link, order.uuid, link.connect(there), there, server)
+
+
+def _with_daemon(link: Link, uuid: str, session_id: str) -> Forwarded:
+    """Start a storage daemon, which has no images yet, and have it forwarded; the domain has to stay off meanwhile."""
+    pid, monitor = daemon.launch(link, PROGRAM)
+    link.mark_session(uuid, session_id, pid)
+    there = f"{link.directory()}/{session_server.SOCKET}"  # which it makes when it is told to
+    path = link.connect(there)
+    return Forwarded(link, uuid, path, there, there, link.process(pid), link.connect(monitor))
 
 
 def say(answer: Answer) -> None:

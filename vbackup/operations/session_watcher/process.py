@@ -194,6 +194,8 @@ def _end(session_id: str, reserve_bytes: int, *, store: Store, uri: str, there: 
             due = Due(session.state, session.end_reason)  # nobody else does it: its lock is ours
         if due is None:
             return True
+        if there is not None:
+            there.end_daemon()
         with session_recovery.qemu_of(session, session_recovery.domain_of(host, session.domain_uuid)) as qemu:
             session = session_recovery.end(domain, session, qemu, state=due.state, reason=due.reason, reporter=Silent())
     if not had_ended:

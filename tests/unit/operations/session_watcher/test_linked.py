@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,12 +11,19 @@ import pytest
 
 from tests.unit.builders import TRACKER_ID, UUID, pull_session
 from tests.unit.remote.conftest import SSH, VIRSH, Virsh
-from vbackup.errors import ForwardingError, LinkLostError, MalformedError, RemoteError
+from vbackup.errors import (
+    BusyError,
+    ForwardingError,
+    LinkLostError,
+    MalformedError,
+    RemoteError,
+    UnsuitableError,
+)
 from vbackup.names import Naming
 from vbackup.operations.session_watcher import linked
 from vbackup.operations.session_watcher.linked import Answer, Forwarded, Order
 from vbackup.process import Process
-from vbackup.remote.link import Link
+from vbackup.remote.link import Link, Result
 
 
 def test_order_has_the_server_of_another_session() -> None:
@@ -28,6 +36,8 @@ def test_order_has_the_server_of_another_session() -> None:
     order = Order.of(UUID, naming, first)
     assert Order(**order.document()) == order
     assert (order.server, order.shared) == ("/there/1", "/there/2")
+    off = Order(UUID, TRACKER_ID, daemon="20261130T120000Z-abcdef")
+    assert Order(**off.document()) == off
 
 
 def said(answer: Answer, capfd: pytest.CaptureFixture[str]) -> Answer:
@@ -49,6 +59,12 @@ def test_answer_arrives(capfd: pytest.CaptureFixture[str]) -> None:
     failed = said(Answer.of(RemoteError("hv1", "make a socket", "no room")), capfd)
     with pytest.raises(RemoteError, match="on hv1: no room"):
         failed.watcher("hv1")
+    for error in (BusyError("The disks are open."), UnsuitableError("It is not installed.")):
+        with pytest.raises(type(error), match=f"^{error}$"):
+            said(Answer.of(error), capfd).watcher("hv1")
+    daemon = Process(7, 8, "boot")
+    with_daemon = said(Answer(os.getpid(), "/here", "/there", "/server", "/monitor", daemon), capfd)
+    assert (with_daemon.monitor, with_daemon.daemon) == ("/monitor", daemon)
     for nothing in (b"", b"12", b"[]"):
         with pytest.raises(MalformedError):
             Answer.read(nothing)
@@ -81,6 +97,16 @@ class There:
 
     def __init__(self) -> None:
         self.states: list[str] | None = ["01", "03"]
+        self.signals: list[int] = []
+
+    def ended(self, pid: int, *, within_s: float) -> Result | None:
+        assert pid == 7
+        if self.states is None:
+            raise LinkLostError("hv1", "has ended")
+        return Result(-9, b"", "") if signal.SIGKILL in self.signals else None
+
+    def signal(self, pid: int, signum: int) -> None:
+        self.signals.append(signum)
 
     def socket_states(self, path: str) -> list[str]:
         assert path == "/server"
@@ -108,3 +134,18 @@ def test_what_is_seen_through_it() -> None:
     there.states = None
     assert seen.has_server(), "that the link is lost shows elsewhere"
     assert not seen.is_full("/tmp", 1001)
+
+
+def test_storage_daemon_that_is_seen_and_ended_through_it() -> None:
+    there = There()
+    seen = Forwarded(
+        cast(Link, cast(Any, there)), UUID, Path("/here"), "/there", "/server", Process(7, 8, "boot"), Path("/monitor")
+    )
+    assert seen.answer().monitor == "/monitor"
+    assert seen.has_server()
+    seen.end_daemon()
+    assert there.signals == [signal.SIGTERM, signal.SIGKILL]
+    assert not seen.has_server()
+    there.states = None
+    assert seen.has_server(), "that the link is lost shows elsewhere"
+    seen.end_daemon()
