@@ -72,6 +72,7 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
       sessions               the record of pull sessions: record  checkpoint  trackers  store  sockets
       runs                   the record of runs of jobs: record  documents  store  lock  due  room_log
     remote                   hypervisors reached by SSH: address  command  connection  link  helper  daemon  nameless
+                             host_key
     qemu                     QEMU's side: monitor  reply  qmp_socket  jobs  transaction  block_graph  debug_graph
                              partial_graph  activity  backing_chain  probing  storage_daemon  device_mark  iothreads
                              qemu_img  qcow2  qcow2_layer  qcow2_bitmap  qcow2_clusters  raw_layer  stored_bitmap

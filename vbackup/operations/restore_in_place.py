@@ -13,7 +13,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from vbackup.domain.host import DomainHandle, Host
-from vbackup.errors import DomainNotFoundError, domain_argument
+from vbackup.errors import DomainNotFoundError, command, domain_argument
 from vbackup.files import refuse_link
 from vbackup.hooks import half_restored
 from vbackup.hooks.marks import Work, offline_mark
@@ -114,8 +114,8 @@ def _restored_there(
     how = RollbackRequest(request.exclusive, checkpoint=request.checkpoint, speed_bytes_s=request.speed_bytes_s)
     with rollback_there.prepared(how, handle, point, repository=repository, reporter=reporter, stop=stop) as ready:
         _warn(point, ready.untouched, handle, reporter, is_asked=bool(request.wanted.disks))
-        command = f"{_command(request, handle, point.backup, repository)} -c {shlex.quote(handle.host.real_uri)}"
-        done = rollback_there.run(ready, handle, command=command, stop=stop)
+        again = _command(request, handle, point.backup, repository, uri=handle.host.real_uri)
+        done = rollback_there.run(ready, handle, command=again, stop=stop)
     untouched = machine_untouched(point.backup)
     return RestoredInPlace(point.backup.id, handle.name, handle.uuid, tuple(done), machine_untouched=untouched)
 
@@ -139,8 +139,8 @@ def _restored(
     )
 
     def half_written(devs: Sequence[str]) -> None:
-        command = _command(request, handle, point.backup, repository)
-        half_restored.begin(handle.uuid, devs, domain=handle.name, command=command, reporter=reporter)
+        again = _command(request, handle, point.backup, repository, uri=handle.host.uri)
+        half_restored.begin(handle.uuid, devs, domain=handle.name, command=again, reporter=reporter)
 
     is_resumed = in_place_end.settle(
         handle, point.chains, keep_old=request.keep_old, repository=repository, reporter=reporter
@@ -176,20 +176,22 @@ def _not_there(handle: DomainHandle, repository: Repository) -> DomainNotFoundEr
     except DomainNotFoundError:
         hint = f"'vbackup list -r {where}' lists the domains that have backups"
     else:
+        restore = handle.host.command(f"vbackup restore {namesakes[0]} -r {where} --output=DIR --define --name=NEW")
         hint = (
             f"it has backups of another domain of that name, with the UUID {' or '.join(namesakes)}, and in place only"
-            f" a domain's own disks are restored. 'vbackup restore {namesakes[0]} -r {where} --output=DIR --define"
-            " --name=NEW' restores the other one as a new domain"
+            f" a domain's own disks are restored. '{restore}' restores the other one as a new domain"
         )
     return DomainNotFoundError(f"{handle.name} ({handle.uuid})", f"in {repository.path}", hint)
 
 
-def _command(request: InPlaceRequest, handle: DomainHandle, backup: Backup, repository: Repository) -> str:
+def _command(
+    request: InPlaceRequest, handle: DomainHandle, backup: Backup, repository: Repository, *, uri: str | None
+) -> str:
     """Return the command that runs this restore again."""
     words = [f"--backup={backup.id}", "--in-place", "-r", str(repository.path.absolute())]
     words += ["--mixed"] if request.wanted.is_mixed else []
     words += [f"--disk={','.join(request.wanted.disks)}"] if request.wanted.disks else []
-    return f"vbackup restore {domain_argument(handle.name)} {shlex.join(words)}"
+    return command(f"vbackup restore {domain_argument(handle.name)} {shlex.join(words)}", uri)
 
 
 def machine_untouched(backup: Backup) -> tuple[MachineKind, ...]:

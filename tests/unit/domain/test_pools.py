@@ -89,6 +89,9 @@ class FakeHost:
         self.uri: str | None = None
         self.connection: Any = self
 
+    def command(self, words: str) -> str:
+        return words
+
     def storagePoolLookupByName(self, name: str) -> FakePool:  # noqa: N802
         if name != "p":
             raise Refused(libvirt.VIR_ERR_NO_STORAGE_POOL)
