@@ -25,7 +25,7 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              standby_files  standby_status  standby_documents  linked_standby  fleet  run  run_job
                              run_commands  run_children  run_results  run_log  run_end  run_plan  status  config_check
                              config_init  metrics  completion  report  schedule  schedule_needs  live_place  live_there
-                             tpm_there
+                             tpm_there  boot_place  boot_there
     engine | copies | notices | schedule
     engine | copies | notices
       engine                 the parts of a backup in QEMU: plan  base  underlay  endmark  scratch  allocation

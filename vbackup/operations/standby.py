@@ -137,12 +137,3 @@ def define(host: Host, xml: str, handle: DomainHandle | None) -> DomainHandle:
     if handle is not None and handle.name != identity.of(xml).name:
         defining.undefine(handle)
     return defining.define(host, xml)
-
-
-def refuse_remote(host: Host) -> None:
-    """Raise UnsuitableError if the images of the host's domains are not on this host."""
-    if not host.is_local:
-        raise UnsuitableError(
-            f"{host.real_uri} is another host, and a failover is tried where the images are: run 'vbackup failover"
-            " --test' on that host, with the repository mounted there, and --to qemu:///system."
-        )
