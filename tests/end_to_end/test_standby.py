@@ -2,7 +2,7 @@
 VBACKUP_KILLS=1 kills a replicate at every step.
 
 The operations are replicate, failover, failover_test and failback, with standby, standby_files and standby_documents,
-and for another host linked_standby, vbackup.domain.linked_images and vbackup.engine.rollback_reach.
+and for another host boot_there, linked_standby, vbackup.domain.linked_images and vbackup.engine.rollback_reach.
 """
 
 from __future__ import annotations
