@@ -25,7 +25,8 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              failover_test  failback  standby  standby_files  standby_status  standby_documents
                              linked_standby  fleet  run  run_job  run_commands  run_children  run_results  run_log
                              run_end  run_plan  status  config_check  config_init  metrics  completion  report  schedule
-                             schedule_needs  live_place  live_there  tpm_there  session_elsewhere
+                             schedule_needs  live_place  live_there  tpm_there  session_elsewhere  boot_place
+                             boot_there
     engine | copies | notices | schedule
     engine | copies | notices
       engine                 the parts of a backup in QEMU: plan  base  underlay  endmark  scratch  allocation
@@ -72,7 +73,7 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
       sessions               the record of pull sessions: record  checkpoint  trackers  store  sockets
       runs                   the record of runs of jobs: record  documents  store  lock  due  room_log
     remote                   hypervisors reached by SSH: address  command  ciphers  connection  link  helper  daemon
-                             nameless
+                             nameless  host_key
     qemu                     QEMU's side: monitor  reply  qmp_socket  jobs  transaction  block_graph  debug_graph
                              partial_graph  activity  backing_chain  probing  storage_daemon  device_mark  iothreads
                              qemu_img  qcow2  qcow2_layer  qcow2_bitmap  qcow2_clusters  raw_layer  stored_bitmap

@@ -51,6 +51,18 @@ def domain_argument(name: str) -> str:
     return shlex.quote(f"--domain={name}" if name.startswith("-") else name)
 
 
+def command(words: str, uri: str | None) -> str:
+    """Return a command line of vbackup or virsh for people, with the libvirt that it is for.
+
+    ``uri``: as the user gave it; None: the default one, which needs no option. virsh takes -c before its command only.
+    """
+    if uri is None:
+        return words
+    program, _, rest = words.partition(" ")
+    option = f"-c {shlex.quote(uri)}"
+    return f"{program} {option} {rest}" if program == "virsh" else f"{words} {option}"
+
+
 class VbackupError(Exception):
     """Base class of all errors that vbackup raises on purpose.
 
@@ -176,15 +188,16 @@ class HostUnreachableError(VbackupError):
     code = "HOST_UNREACHABLE"
     retry = Retry.LATER
 
-    def __init__(self, uri: str | None, message: str) -> None:
+    def __init__(self, uri: str | None, message: str, *, remedy: str | None = None) -> None:
+        """``remedy``: what to do, as sentences; None: what the words of libvirt suggest."""
         self.uri = uri
-        where = uri or "the default URI"
-        super().__init__(f"Cannot reach libvirt at {where}: {message.rstrip('.')}. {_remedy(uri, message)}")
+        where, what = uri or "the default URI", remedy or _remedy(uri, message)
+        super().__init__(f"Cannot reach libvirt at {where}: {message.rstrip('.')}. {what}")
 
 
 def _remedy(uri: str | None, message: str) -> str:
     """Return what to do about libvirt's message, which the user does not choose the words of."""
-    virsh = f"virsh -c {shlex.quote(uri)} list" if uri else "virsh list"
+    virsh = command("virsh list", uri or None)
     if "authentication" in message or "ermission denied" in message or "access denied" in message:
         return "Run vbackup as root, or as a member of the group libvirt."
     if "no connection driver available" in message or "could not parse" in message:
@@ -201,13 +214,12 @@ class SshError(VbackupError):
     code = "SSH_FAILED"
     retry = Retry.LATER
 
-    def __init__(self, host: str, ssh_message: str, *, try_first: str) -> None:
+    def __init__(self, host: str, ssh_message: str, *, try_first: str, remedy: str | None = None) -> None:
+        """``remedy``: what to do, as sentences; None: try ``try_first``."""
         self.host = host
         self.ssh_message = ssh_message
-        super().__init__(
-            f"ssh cannot connect to {host}: {ssh_message.rstrip('.') or 'it said nothing'}. '{try_first}' has to work"
-            " first, without a question."
-        )
+        what = remedy or f"'{try_first}' has to work first, without a question."
+        super().__init__(f"ssh cannot connect to {host}: {ssh_message.rstrip('.') or 'it said nothing'}. {what}")
 
 
 class LinkLostError(VbackupError):
@@ -786,16 +798,17 @@ class CopiedError(ChainError):
 
     code = "REPOSITORY_COPIED"
 
-    def __init__(self, repository: str, backup_id: str, domain_uuid: str) -> None:
+    def __init__(self, repository: str, backup_id: str, domain_uuid: str, *, uri: str | None = None) -> None:
         self.repository = repository
         self.backup_id = backup_id
         self.domain_uuid = domain_uuid
         recover = f"vbackup recover -r {shlex.quote(repository)}"
+        discard = command(f"{recover} {domain_uuid} --abort", uri)
         super().__init__(
             f"The unfinished backup {backup_id} of domain {domain_uuid} in {repository} is a copy: the repository was"
             " copied in the middle of that backup, or has been moved or restored since. What QEMU has of it belongs to"
             f" the original, so nothing was changed. If there is an original, '{recover} --adopt' makes this copy a"
-            f" separate repository; if not, '{recover} {domain_uuid} --abort' discards the unfinished backup. Then run"
+            f" separate repository; if not, '{discard}' discards the unfinished backup. Then run"
             " the same command again."
         )
 

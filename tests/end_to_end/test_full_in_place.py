@@ -279,7 +279,7 @@ def test_full_restore_killed_at_every_step_is_ended_by_the_next(
         is_either(rolled, first["id"], copies, may_lack=not has_links)
         if entry is not None and entry.step is in_place_journal.Step.EXCHANGING:
             refused = rolled.chain.run(status=5).stderr
-            assert f"'vbackup restore bases {first['id']} --in-place'" in refused
+            assert f"'vbackup restore bases {first['id']} --in-place -c " in refused
         recorder = Recorder()
         restore(recorder)
         rolled.compare(first["id"])
@@ -345,7 +345,7 @@ def test_disk_that_was_rolled_back_before_another_could_be_replaced_is_no_disk_t
         assert entry is not None
         assert (entry.step, entry.rolled) == (in_place_journal.Step.ROLLING, {"vda"})
         rolled.compare(first["id"], "vda")
-        assert f"'vbackup restore bases {first['id']} --in-place'" in rolled.chain.run(status=5).stderr
+        assert f"'vbackup restore bases {first['id']} --in-place -c " in rolled.chain.run(status=5).stderr
         present = images(rolled)
         with pytest.raises(VbackupError, match="20200101T000000Z"):
             restore(backup="20200101T000000Z-full")

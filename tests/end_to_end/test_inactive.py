@@ -16,6 +16,7 @@ import pytest
 
 from tests.end_to_end.chains import END_BYTES, Chain, levels
 from tests.lab import qemu_img_info
+from vbackup import errors
 
 #: As the arguments of "transaction": it writes a bitmap.
 TRANSACTION = {
@@ -95,7 +96,7 @@ def test_domain_whose_nodes_are_inactive_is_not_written_to_until_it_runs(
     for arguments in () if active else writing_commands(chain):
         refused = chain.command("-c", chain.lab.uri, "-q", *arguments, status=8)
         assert "does not have its images to itself" in refused.stderr
-        assert "'virsh resume bases'" in refused.stderr
+        assert errors.command("virsh resume bases", chain.lab.uri) in refused.stderr
         assert refused.stdout == ""
         assert (chain.machine.state(), bitmaps_in_files(chain), sorted(chain.repository.glob("*/*"))) == before
 

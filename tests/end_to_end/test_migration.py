@@ -26,6 +26,7 @@ from tests.daemon import end_domains, wait_for
 from tests.end_to_end.chains import END_BYTES, levels, reasons
 from tests.end_to_end.test_daemon import Running
 from tests.lab import DiskSpec, Machine, domain_xml, qemu_img_info
+from vbackup import errors
 from vbackup.domain.host import Host
 
 if TYPE_CHECKING:
@@ -299,7 +300,7 @@ def test_domain_that_arrived_paused_is_not_written_to_before_it_runs(move: Move)
         for arguments in (("bitmap", "list", NAME), ("bitmap", "add", NAME, "x", "--persistent")):
             refused = move.command("-c", move.uri, "-q", *arguments, status=8)
             assert refused.stdout == ""
-            assert f"'virsh resume {NAME}'" in refused.stderr
+            assert errors.command(f"virsh resume {NAME}", move.uri) in refused.stderr
         assert (move.machine.state(), qemu_img_info(vda)["format-specific"]["data"]["bitmaps"]) == before
     else:
         assert levels(move.backup()) == {"vda": "incremental", "vdb": "full"}

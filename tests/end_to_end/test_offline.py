@@ -21,6 +21,7 @@ from tests.end_to_end.test_daemon import Running
 from tests.end_to_end.test_faults import break_target
 from tests.filesystem import loop_device
 from tests.lab import DiskSpec, Lab, Machine, References, compare, create_luks, domain_xml, qemu_img_info
+from vbackup import errors
 from vbackup.qemu import backing_chain, jobs, qemu_img
 from vbackup.qemu.storage_daemon import StorageDaemon
 
@@ -380,7 +381,7 @@ def test_encrypted_disks_of_both_kinds(lab: Lab, command: Command, repository: P
     backups = Backups(lab.uri, command, machine, repository, tmp_path)
     refused = backups(status=5)
     assert f"Disk vda: libvirt has no value for secret {made[0].UUIDString()}" in refused.stderr
-    assert "virsh secret-set-value" in refused.stderr
+    assert errors.command("virsh secret-set-value", lab.uri) in refused.stderr
     made[0].setValue(PASSPHRASE.encode(), 0)
     made[1].setValue(b"another one", 0)
     refused = backups(status=5)

@@ -19,6 +19,7 @@ from tests.lab import domain_xml as of_disks
 from tests.recorded import MIB, Recorded, story
 from tests.unit.builders import Recorder
 from tests.unit.domain.test_pools import FakePool, Volume, opened
+from vbackup import errors
 from vbackup.domain import defining, domain_xml
 from vbackup.errors import MonitorError
 from vbackup.images import restoring
@@ -172,7 +173,7 @@ def test_pools_that_will_not_do(
         f"<pool type='dir'><name>off</name><target><path>{tmp_path}</path></target></pool>"
     )
     try:
-        assert "is not active. Start it ('virsh pool-start off')" in refused(5, "off")
+        assert f"is not active. Start it ('{errors.command('virsh pool-start off', daemon.uri)}')" in refused(5, "off")
     finally:
         inactive.undefine()
     monkeypatch.setattr(restoring, "needed_bytes", lambda *_: 1 << 60)

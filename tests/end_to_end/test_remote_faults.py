@@ -162,7 +162,10 @@ def test_refusals_leave_everything_as_it_is(chain: RemoteChain, hypervisor: Hype
         other = " ".join((hypervisor.hosts.directory / "other.pub").read_text().split()[:2])
         known.write_text("".join(f"{name} {other}\n" for name in (hypervisor.name, hypervisor.ipv4)))
         refused = chain.run(status=4)
-        assert "has changed" in refused.stderr
+        assert f"the host key of {hypervisor.ipv4} is not the ED25519 key that ssh knows" in refused.stderr
+        assert f"({known}, line 2): it has sent SHA256:" in refused.stderr
+        assert f"'ssh-keygen -f {known} -R {hypervisor.ipv4}' forgets the old one" in refused.stderr
+        assert "@@" not in refused.stderr
     finally:
         known.write_text(trusted)
     with hypervisor.without("python3"):

@@ -23,6 +23,7 @@ from tests.end_to_end.chains import Chain, levels, reasons
 from tests.end_to_end.test_offline import PASSPHRASE, luks, luks_disks, storage_daemons, write, write_luks
 from tests.lab import DiskSpec, Lab, compare, domain_xml, qemu_img_info, qemu_io
 from tests.unit.builders import Recorder
+from vbackup import errors
 from vbackup.domain import access
 from vbackup.engine import rollback as engine
 from vbackup.errors import (
@@ -377,14 +378,15 @@ def test_interrupted_rollback_is_not_backed_up(rolled: Rolled) -> None:
     interrupt(rolled, first["id"])
     refused = rolled.chain.run(status=5).stderr
     assert f"a rollback to backup {first['id']} was interrupted" in refused
-    assert f"restore bases {first['id']} --in-place' with this repository" in refused
+    again = errors.command(f"vbackup restore bases {first['id']} --in-place", rolled.chain.lab.uri)
+    assert f"'{again}' with this repository" in refused
     other = rolled.chain.tmp_path / "other"
     rolled.chain.command("init", "-r", other)
     refused = rolled.chain.command(
         "-c", rolled.chain.lab.uri, "backup", "bases", "-r", other, status=5
     ).stderr  # fmt: skip
     assert f"backup {first['id']} of repository {rolled.repository.id} was interrupted" in refused
-    assert "--in-place' with that repository" in refused
+    assert f"'{again}' with that repository" in refused
     assert levels(rolled.backup("--exclude-disk", "vda")) == {"vdb": "incremental"}
     rolled.roll(first["id"], "vda")
     rolled.compare(first["id"], "vda")
@@ -409,7 +411,7 @@ def test_mark_can_be_removed_by_who_wants_to_keep_the_disk(rolled: Rolled) -> No
     interrupt(rolled, first["id"])
     refused = rolled.chain.run(status=5).stderr
     (name,) = marks(rolled.chain.specs[0].path)
-    assert f"'vbackup bitmap remove bases {name}'" in " ".join(refused.split())
+    assert errors.command(f"vbackup bitmap remove bases {name}", rolled.chain.lab.uri) in " ".join(refused.split())
     rolled.chain.command("-c", rolled.chain.lab.uri, "bitmap", "remove", "bases", name)
     done = rolled.backup()
     assert set(levels(done).values()) == {"incremental"}
@@ -792,7 +794,7 @@ def test_rollback_whose_daemon_is_killed_leads_to_a_full_restore(
         patch.setattr(engine, "_copy", killed)
         said = in_place(rolled, "--backup", first["id"], "--disk", "vda", status=1).stderr
     assert "run the same command again, which restores them in full" in said
-    assert f"'vbackup restore bases {first['id']} --in-place'" in rolled.chain.run(status=5).stderr
+    assert f"'vbackup restore bases {first['id']} --in-place -c " in rolled.chain.run(status=5).stderr
     said = in_place(rolled, "--backup", first["id"], "--disk", "vda").stderr
     assert "an interrupted rollback has left it half done" in said
     rolled.compare(first["id"], "vda")

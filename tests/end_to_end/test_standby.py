@@ -2,7 +2,7 @@
 VBACKUP_KILLS=1 kills a replicate at every step.
 
 The operations are replicate, failover, failover_test and failback, with standby, standby_files and standby_documents,
-and for another host linked_standby, vbackup.domain.linked_images and vbackup.engine.rollback_reach.
+and for another host boot_there, linked_standby, vbackup.domain.linked_images and vbackup.engine.rollback_reach.
 """
 
 from __future__ import annotations
@@ -10,15 +10,18 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import libvirt
 import pytest
 
+from tests.daemon import wait_for
 from tests.end_to_end import whole
 from tests.end_to_end.test_live_restore import lost_machine
 from tests.end_to_end.test_offline import storage_daemons, write
@@ -51,8 +54,14 @@ GUEST = bytes.fromhex("31c08ed88ec0 b80103 bb007c b90200 ba8000 cd13 be257c ac 8
 GUEST += b"the guest has booted\r\n\0"
 
 
-def boot_sector() -> bytes:
-    return GUEST.ljust(510, b"\0") + b"\x55\xaa"
+BOOTS = ("--boot-console", "the guest has booted", "--boot-timeout", "60s")
+
+
+def boots(path: Path) -> None:
+    """Put the guest on a disk."""
+    raw = path.with_name("sector")
+    raw.write_bytes(GUEST.ljust(510, b"\0") + b"\x55\xaa")
+    write(path, f"write -s {raw} 0 512")
 
 
 class TwoHosts:
@@ -145,7 +154,36 @@ class TwoMachines(TwoHosts):
 
     def __init__(self, lab: Lab, command: Command, repository: Path, tmp_path: Path, hypervisor: Hypervisor) -> None:
         super().__init__(lab, command, repository, tmp_path, hypervisor)
+        self.hypervisor = hypervisor
         self.images = hypervisor.images / "standby"
+
+    def started(self, *options: str) -> subprocess.Popen[str]:
+        """A failover that runs in a process."""
+        argv = [*HEEDING_SIGNALS, sys.executable, "-m", "vbackup", "-q", "failover", NAME, "--to", self.hypervisor.uri]
+        return subprocess.Popen([*argv, "-r", str(self.repository), *options], stderr=subprocess.PIPE, text=True)
+
+    def domains(self) -> list[str]:
+        return [one.name() for one in self.hypervisor.host.connection.listAllDomains()]
+
+    def is_nothing_left(self) -> bool:
+        """No copy, no process for it and none of its files."""
+        own = self.hypervisor.run("ls", "-A", "/run").split()
+        left = [name for name in own if name.startswith(".vbackup-")]
+        return self.domains() == [NAME] and not self.hypervisor.processes("qemu-storage-daemon") and not left
+
+    @contextmanager
+    def untouched(self) -> Iterator[None]:
+        """The files of the standby do not change in the block, and nothing else is left."""
+
+        def files() -> dict[str, tuple[bytes, int, int]]:
+            found = [(path, path.stat()) for path in self.images.iterdir()]
+            return {path.name: (path.read_bytes(), status.st_uid, status.st_mode) for path, status in found}
+
+        before, definition = files(), self.standby_xml()
+        yield
+        assert files() == before
+        assert self.standby_xml() == definition
+        assert self.is_nothing_left()
 
 
 @pytest.fixture
@@ -193,14 +231,12 @@ def test_changes_of_each_backup_are_applied(hosts: TwoHosts) -> None:
 def test_failover_and_failback(hosts: TwoHosts) -> None:
     """The standby boots, is written to, and gives what it has back: only what differs is written to the original."""
     vda = hosts.specs[0].path
-    raw = vda.with_name("sector")
-    raw.write_bytes(boot_sector())
-    write(vda, f"write -s {raw} 0 512")
+    boots(vda)
     first = hosts.backup()
     hosts.replicate()
     write(vda, "write -P 9 3M 64k")  # what the standby never gets
     assert "has not taken over" in hosts.failback(status=5).stderr
-    tested = hosts.failover("--test", "--boot-console", "the guest has booted", "--boot-timeout", "60s").document
+    tested = hosts.failover("--test", *BOOTS).document
     assert (tested["id"], tested["boot"]["verdict"]) == (first, "booted"), tested
     assert [one.name() for one in hosts.daemon.host.connection.listAllDomains()] == [NAME]
     write(vda, "read -P 9 3M 64k")
@@ -253,8 +289,8 @@ def test_original_that_was_backed_up_during_a_failover_goes_on_after_the_failbac
     monkeypatch.setattr(machine_, "this_host", lambda: HostIdentity("b2", "b2" * 16))
     hosts.failback()
     hosts.compare()
-    assert "Choose one with --host" in hosts.replicate(status=5).stderr
-    hosts.replicate("--host", "b2")
+    assert {disk["full"] for disk in hosts.replicate().document["disks"]} == {None}  # of the backup of the standby
+    hosts.compare()
     assert "has taken over" not in on("a1", hosts.lab.uri).stderr
     assert {disk["full"] for disk in hosts.replicate().document["disks"]} == {None}
     hosts.compare()
@@ -321,6 +357,7 @@ def test_machine_comes_with_the_disks(daemon: Daemon, command: Command, reposito
 def test_standby_on_another_host(machines: TwoMachines) -> None:
     """The images there are written through the user's ssh, and what differs is known from their bitmaps."""
     vda, vdb = (spec.path for spec in machines.specs)
+    boots(vda)
     first = machines.backup()
     done = machines.replicate().document
     assert (done["id"], done["before"], done["redefined"]) == (first, None, True)
@@ -329,6 +366,10 @@ def test_standby_on_another_host(machines: TwoMachines) -> None:
     write(vda, "write -P 2 1M 64k", "write -z 128k 64k", "discard 256k 128k", "write -P 3 6M 192k")
     write(vdb, "write -z 0 1M")
     second = machines.backup()
+    with machines.untouched():
+        tested = machines.failover("--test", *BOOTS).document
+        assert (tested["id"], tested["boot"]["verdict"]) == (first, "booted"), tested
+        assert "the guest has booted" in tested["boot"]["console_end"]
     done = machines.replicate().document
     assert (done["id"], done["before"], done["redefined"]) == (second, first, False)
     assert {disk["dev"]: (disk["full"], disk["written_bytes"]) for disk in done["disks"]} == {
@@ -342,12 +383,36 @@ def test_standby_on_another_host(machines: TwoMachines) -> None:
     machine = machines.machine()
     machine.write("vda", "write -P 7 5M 192k")
     machine.destroy()
-    assert "where the images are" in machines.failover("--test", status=5).stderr
+    assert "has taken over" in machines.failover("--test", status=5).stderr
     done = machines.failback().document  # a backup of a domain that is off there, and a rollback here
     assert {disk["full"] for disk in done["disks"]} == {None}
     write(vda, "read -P 7 5M 192k")
     machines.compare()
     assert machines.state()["state"] == "ready"
+    machines.backup()
+    assert {disk["full"] for disk in machines.replicate().document["disks"]} == {None}
+    machines.compare()
+
+
+def test_failover_that_is_tried_on_another_host_ends_however_it_is_ended(machines: TwoMachines) -> None:
+    """The copy goes with the link, and all that it had: the standby is as it was, and is brought up to date."""
+    machines.backup()
+    machines.replicate()
+    with machines.untouched():
+        for end, status in (("sshd", 4), ("TERM", 143), ("KILL", -9)):
+            process = machines.started("--test", "--boot-console", "what no guest writes", "--boot-timeout", "60s")
+            try:
+                wait_for(lambda: len(machines.domains()) == 2, "the start of the copy")
+                if end == "sshd":
+                    assert machines.hypervisor.kill("sshd: root")
+                else:
+                    process.send_signal(getattr(signal, f"SIG{end}"))
+                _, said = process.communicate(timeout=60)
+            finally:
+                process.kill()
+            assert process.returncode == status, said
+            wait_for(machines.is_nothing_left, f"the end of the copy after {end}")
+    write(machines.specs[0].path, "write -P 2 1M 64k")
     machines.backup()
     assert {disk["full"] for disk in machines.replicate().document["disks"]} == {None}
     machines.compare()

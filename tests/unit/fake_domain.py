@@ -42,6 +42,7 @@ class FakeDomain:
         self.has_link = False
         self.libvirt_version = "9.0.0"
         self.hostname = "elsewhere"
+        self.uri: str | None = None
         self.real_uri, self.is_embedded = "qemu:///system", False
         self.agent_connected = False
         self.agent_error: VbackupError | None = None
@@ -54,6 +55,12 @@ class FakeDomain:
     # Host
 
     volume_path = secret_value = None
+
+    def command(self, words: str) -> str:
+        return words
+
+    def virsh(self, word: str) -> str:
+        return f"virsh {word} {self.name}"
 
     def domain(self, name: str) -> FakeDomain:
         assert name in ("web", UUID)

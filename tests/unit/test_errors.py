@@ -116,6 +116,15 @@ def test_no_error_class_is_forgotten_here() -> None:
     assert {one for one in all_classes() if one.__module__ == "vbackup.errors"} == known
 
 
+def test_command_for_people_has_the_libvirt_that_was_given() -> None:
+    uri = "qemu+ssh://root@hv1/system?keyfile=/k"
+    assert errors.command("virsh resume web", None) == "virsh resume web"
+    assert errors.command("virsh resume web", uri) == f"virsh -c '{uri}' resume web"  # which takes it there only
+    assert errors.command("vbackup forget web --force", "qemu:///session") == (
+        "vbackup forget web --force -c qemu:///session"
+    )
+
+
 # codes
 
 

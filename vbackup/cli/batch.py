@@ -18,6 +18,7 @@ from vbackup.errors import (
     InterruptedBySignalError,
     Status,
     UsageError,
+    command,
     error_document,
 )
 from vbackup.model import Backup, Group
@@ -54,7 +55,8 @@ def run(
     with context.reporting() as reporter:
         for word in selected.unmatched:
             option = f"--exclude {word}" if word in options.exclude else f"The pattern {word}"
-            reporter.warning(f"{option} matches no domain; 'virsh list --all' lists all domains.")
+            listing = command("virsh list --all", context.uri)
+            reporter.warning(f"{option} matches no domain; '{listing}' lists all domains.")
         results = _run(request, selected, options=options, vb=vb, reporter=reporter)
     duration_s = round(time.monotonic() - started, 3)
     if context.as_json:

@@ -6,6 +6,7 @@ What was interrupted goes on where it was: what is there of a file is digested, 
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ class Wanted:
 
     key: str
     record: ObjectRecord
-    dev: str  #: for progress
+    dev: str | None  #: the disk that its progress is of; None: none is shown, because it is not part of a disk
     path: Path | None = None  #: None: it is only compared
 
 
@@ -54,7 +55,7 @@ def fetch(objects: Sequence[Wanted], means: Means) -> int:
     Raises ChainError for the first that is missing at the target, or not what its manifest says; StorageError,
     NoSpaceError, InterruptedBySignalError.
     """
-    work = Work(means, sum(each.record.size_bytes for each in objects))
+    work = Work(means, objects)
     with ThreadPoolExecutor(max_workers=means.parallel) as pool:
         futures = [pool.submit(work.fetch, each) for each in objects]
         try:
@@ -65,12 +66,15 @@ def fetch(objects: Sequence[Wanted], means: Means) -> int:
 
 
 class Work:
-    """Fetches objects, from several threads, and reports how far all of them are together."""
+    """Fetches objects, from several threads, and reports how far those of each disk are together."""
 
-    def __init__(self, means: Means, total_bytes: int) -> None:
+    def __init__(self, means: Means, objects: Sequence[Wanted]) -> None:
         self._means = means
         self._rate = ReadRate(means.bytes_s, check=self._check)
-        self._total_bytes, self._done_bytes = total_bytes, 0
+        self._totals: Counter[str | None] = Counter()
+        for each in objects:
+            self._totals[each.dev] += each.record.size_bytes
+        self._done: Counter[str | None] = Counter()
         self._lock = Lock()
         self.ended = Event()  #: set when another has failed
 
@@ -146,9 +150,11 @@ class Work:
             )
 
     def _count(self, each: Wanted, size_bytes: int) -> None:
+        if each.dev is None:
+            return
         with self._lock:
-            self._done_bytes += size_bytes
-            self._means.reporter.progress(each.dev, Phase.COPY, self._done_bytes, self._total_bytes)
+            self._done[each.dev] += size_bytes
+            self._means.reporter.progress(each.dev, Phase.COPY, self._done[each.dev], self._totals[each.dev])
 
 
 def _write(fd: int, piece: bytes) -> None:

@@ -88,6 +88,11 @@ def names_of(backup: Backup) -> list[str]:
     return found
 
 
+def dev_of(backup: Backup, name: str) -> str | None:
+    """Return the disk (dev) of an image or a block list, None for any other object of a point."""
+    return next((image.dev for image in backup.disks if name in (image.file, list_name(image))), None)
+
+
 def list_name(image: DiskImage) -> str:
     """Return the name of the block list of an image."""
     return f"{image.dev}.blocks"

@@ -62,7 +62,7 @@ class _File:
 
     name: str
     path: Path
-    dev: str
+    dev: str | None  #: the disk that its progress is of; None: none is shown, because it is not part of a disk
     check: Callable[[Callable[[], None]], None] | None = None  #: compares it with what is recorded of it
 
 
@@ -181,7 +181,7 @@ def _further(copy: PointCopy, name: str, means: Means) -> _File:
     """Return a file of a backup that is neither image nor list."""
     backup, repository = copy.backup, means.repository
     path = repository.directory(backup.domain_uuid, backup.id) / name
-    return _File(name, path, "files", lambda check: verify.check_file(repository, backup, name, stop=check))
+    return _File(name, path, None, lambda check: verify.check_file(repository, backup, name, stop=check))
 
 
 def _check_image(path: Path, link: Link, check: Callable[[], None]) -> None:
@@ -292,8 +292,10 @@ class _Progress:
         self._done: dict[str, int] = {}
         self._totals: dict[str, int] = {}
 
-    def of_file(self, dev: str, size_bytes: int, check: Callable[[], None]) -> Callable[[int], None]:
+    def of_file(self, dev: str | None, size_bytes: int, check: Callable[[], None]) -> Callable[[int], None]:
         """Return what gets the number of bytes of a file that were read so far; ``check`` may raise then."""
+        if dev is None:
+            return lambda _done_bytes: check()
         with self._lock:
             self._totals[dev] = self._totals.get(dev, 0) + size_bytes
         previous_bytes = 0

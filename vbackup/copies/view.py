@@ -93,14 +93,14 @@ class View:
 
     def _files(self, uuid: str, backup_id: str) -> list[Wanted]:
         point = self.point(uuid, backup_id)
-        return [self._wanted(point, name, "files") for name in point.backup.digests]
+        return [self._wanted(point, name, None) for name in point.backup.digests]
 
     def _image(self, uuid: str, link: Link) -> list[Wanted]:
         point, image = self.point(uuid, link.backup.id), link.image
         names = [image.file] if image.blocks is None else [image.file, of_points.list_name(image)]
         return [self._wanted(point, name, image.dev) for name in names]
 
-    def _wanted(self, point: Point, name: str, dev: str) -> Wanted:
+    def _wanted(self, point: Point, name: str, dev: str | None) -> Wanted:
         uuid, backup_id = point.backup.domain_uuid, point.backup.id
         path = self.repository.directory(uuid, backup_id) / name
         return Wanted(f"{uuid}/{backup_id}/{name}", point.objects[name], dev, path)

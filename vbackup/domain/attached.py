@@ -30,6 +30,7 @@ class AttachedQemu:
     monitor: Monitor
     find_disks: Callable[[], Mapping[str, DiskNode]]
     uuid: str | None = None  #: of the domain
+    uri: str | None = None  #: of its libvirt, as the user gave it; None: the default one, or none
     domain: str | None = None  #: the domain's name while libvirt tracks its block graph, else None
     libvirt_checkpoints: frozenset[str] = frozenset()
     is_local: bool = True  #: QEMU has the same files as vbackup
@@ -81,6 +82,7 @@ def of_domain(host: Host, name: str, *, reporter: Reporter, access: Access | Non
             opened.monitor,
             disks,
             uuid=handle.uuid,
+            uri=host.uri,
             domain=handle.name if is_running else None,
             libvirt_checkpoints=handle.checkpoints(),
             is_local=host.is_local,

@@ -30,7 +30,7 @@ from vbackup.domain.host import (
     error_code,
 )
 from vbackup.domain.identity import Identity
-from vbackup.errors import MonitorError, UnsuitableError, VbackupError, domain_argument
+from vbackup.errors import MonitorError, UnsuitableError, VbackupError
 from vbackup.process import Process
 
 log = logging.getLogger(__name__)
@@ -50,13 +50,12 @@ def _taken(handle: DomainHandle, wanted: Identity, *, is_new: bool) -> str:
     if is_new:
         return f"libvirt already has a domain {handle.name}, {state}: choose another name with --name."
     beside = "'--name NEW' restores the backup beside it, as a new domain"
-    name = domain_argument(handle.name)
     if handle.uuid != wanted.uuid:
         return f"libvirt has another domain {handle.name} (UUID {handle.uuid}), {state}: {beside}."
     known_as = "" if handle.name == wanted.name else f", as {handle.name}"
-    room = f"'virsh undefine {name}' makes room for it, and leaves the disks"
+    room = f"'{handle.virsh('undefine')}' makes room for it, and leaves the disks"
     if handle.is_active():
-        room = f"'virsh shutdown {name}' and then {room}"
+        room = f"'{handle.virsh('shutdown')}' and then {room}"
     return (
         f"libvirt already has domain {wanted.name} (UUID {wanted.uuid}){known_as}, {state}: {beside}; {room}; 'vbackup"
         " restore --in-place' rolls back the disks of a domain that is off."

@@ -71,6 +71,14 @@ class Thawer(Protocol):
         """Return True if it has thawed the guest itself; whoever may have frozen it since is somebody else."""
 
 
+#: Makes a command of virsh about the domain, such as "domfsthaw", for people.
+Virsh = Callable[[str], str]
+
+
+def _of_no_domain(word: str) -> str:
+    return f"virsh {word}"
+
+
 @dataclass
 class Freeze:
     """The result of a freeze; complete once the block of ``frozen`` is left."""
@@ -106,14 +114,16 @@ def frozen(
     *,
     thawer: Thawer | None,
     reporter: Reporter,
+    virsh: Virsh = _of_no_domain,
     clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[Freeze]:
     """Freeze the guest's filesystems, run the block, thaw them. Yields the result, complete after the block.
 
-    ``thawer`` is None if libvirt reports no connected agent. If the freeze fails, or does not last until the end of
-    the block, ``Quiesce.AUTO`` reports it and the backup is crash-consistent, and ``Quiesce.REQUIRED`` raises
-    QuiesceError: fix the agent, or do without. A guest that somebody else has frozen counts as frozen if it is so
-    before and after the block, and stays frozen. Raises DomainGoneError if the domain ends.
+    ``thawer`` is None if libvirt reports no connected agent; ``virsh`` makes the commands that messages name. If the
+    freeze fails, or does not last until the end of the block, ``Quiesce.AUTO`` reports it and the backup is
+    crash-consistent, and ``Quiesce.REQUIRED`` raises QuiesceError: fix the agent, or do without. A guest that somebody
+    else has frozen counts as frozen if it is so before and after the block, and stays frozen. Raises DomainGoneError if
+    the domain ends.
     """
     freeze = Freeze()
     if quiesce is Quiesce.NO:
@@ -124,12 +134,12 @@ def frozen(
         _do_without(quiesce, reason or "", reporter, quiet=thawer is None)
         yield freeze
         return
-    who = _who_froze(agent, thawer, reporter)
+    who = _who_froze(agent, thawer, reporter, virsh)
     if who is not None:
         yield freeze
-        _look_after(who, agent, quiesce, freeze=freeze, reporter=reporter)
+        _look_after(who, agent, quiesce, freeze=freeze, reporter=reporter, virsh=virsh)
         return
-    attempt = _Attempt(agent, thawer, reporter, clock)
+    attempt = _Attempt(agent, thawer, reporter, clock, virsh)
     try:
         reason = attempt.freeze()
         if reason is not None and not attempt.was_too_late:
@@ -140,7 +150,7 @@ def frozen(
         attempt.thaw()
         freeze.frozen_ms = attempt.frozen_ms
     if attempt.was_too_late:
-        _look_after(_ANOTHER, agent, quiesce, freeze=freeze, reporter=reporter)
+        _look_after(_ANOTHER, agent, quiesce, freeze=freeze, reporter=reporter, virsh=virsh)
         return
     if reason is not None:
         return
@@ -151,7 +161,7 @@ def frozen(
     freeze.consistency = Consistency.FILESYSTEM
 
 
-def without_freeze(quiesce: Quiesce, reporter: Reporter, *, halted: str) -> Freeze:
+def without_freeze(quiesce: Quiesce, reporter: Reporter, *, halted: str, virsh: Virsh = _of_no_domain) -> Freeze:
     """Report that the guest does not run, and is not asked to freeze; ``halted`` completes "the domain is ...".
 
     Raises QuiesceError if freezing is required: let the domain run, or do without.
@@ -159,7 +169,7 @@ def without_freeze(quiesce: Quiesce, reporter: Reporter, *, halted: str) -> Free
     if quiesce is Quiesce.REQUIRED:
         raise QuiesceError(
             f"The guest's filesystems cannot be frozen: the domain is {halted}, so its guest agent cannot answer. Let"
-            " it run ('virsh resume'), or use --quiesce auto for a crash-consistent backup."
+            f" it run ('{virsh('resume')}'), or use --quiesce auto for a crash-consistent backup."
         )
     reporter.warning(
         f"The domain is {halted}, so its guest agent cannot freeze the filesystems: the backup is crash-consistent."
@@ -170,7 +180,10 @@ def without_freeze(quiesce: Quiesce, reporter: Reporter, *, halted: str) -> Free
 class _Attempt:
     """One freeze and its thaw."""
 
-    def __init__(self, agent: Agent, thawer: Thawer, reporter: Reporter, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, agent: Agent, thawer: Thawer, reporter: Reporter, clock: Callable[[], float], virsh: Virsh
+    ) -> None:
+        self._virsh = virsh
         self._agent, self._thawer, self._reporter, self._clock = agent, thawer, reporter, clock
         self.begun = clock()  #: when the freeze command is sent
         self._answered = False
@@ -231,8 +244,8 @@ class _Attempt:
         if thawed.how is Thaw.NO_ANSWER:
             self._reporter.warning(
                 f"The guest agent did not answer the thaw within {THAW_DEADLINE_S:.0f} s; the guest may still be"
-                f" frozen. A watchdog process keeps trying for some minutes; or run 'virsh domfsthaw' until it answers"
-                f" ({thawed.error})."
+                " frozen. A watchdog process keeps trying for some minutes; or run"
+                f" '{self._virsh('domfsthaw')}' until it answers ({thawed.error})."
             )
         else:
             self._thawer.thawed()
@@ -270,7 +283,7 @@ class _Attempt:
             self._was_thawed_blindly = True
 
 
-def thaw_leftover(agent: Agent, reporter: Reporter, *, is_ours: bool) -> bool:
+def thaw_leftover(agent: Agent, reporter: Reporter, *, is_ours: bool, virsh: Virsh = _of_no_domain) -> bool:
     """Thaw what a killed run may have left frozen; return False if the guest may still be frozen by it.
 
     ``is_ours`` is False if the killed run cannot have frozen what is frozen now: that is reported, and stays. If the
@@ -286,17 +299,20 @@ def thaw_leftover(agent: Agent, reporter: Reporter, *, is_ours: bool) -> bool:
         return False
     if not is_ours:
         reporter.warning(
-            f"The guest's filesystems are frozen, but not by vbackup, which leaves them so. {_HOW_TO_THAW}"
+            f"The guest's filesystems are frozen, but not by vbackup, which leaves them so. {_how_to_thaw(virsh)}"
         )
         return True
     if thaw(agent, sure=True, deadline_s=THAW_DEADLINE_S).how is Thaw.NO_ANSWER:
-        reporter.warning(f"The guest agent did not answer the thaw; the guest may still be frozen. {_HOW_TO_THAW}")
+        reporter.warning(
+            f"The guest agent did not answer the thaw; the guest may still be frozen. {_how_to_thaw(virsh)}"
+        )
         return False
     reporter.warning("An interrupted backup had left the guest's filesystems frozen; they are thawed now.")
     return True
 
 
-_HOW_TO_THAW = "If nothing else is at work on this guest, 'virsh domfsthaw' thaws them."
+def _how_to_thaw(virsh: Virsh) -> str:
+    return f"If nothing else is at work on this guest, '{virsh('domfsthaw')}' thaws them."
 
 
 def _is_frozen(agent: Agent) -> bool:
@@ -311,7 +327,7 @@ def _is_frozen(agent: Agent) -> bool:
 _ANOTHER, _DEAD_RUN = "another program", "an interrupted backup"
 
 
-def _who_froze(agent: Agent, thawer: Thawer, reporter: Reporter) -> str | None:
+def _who_froze(agent: Agent, thawer: Thawer, reporter: Reporter, virsh: Virsh) -> str | None:
     """Return who has frozen the guest, or None if it is not frozen; what a dead vbackup left frozen is thawed."""
     try:
         if not _is_frozen(agent):
@@ -322,10 +338,10 @@ def _who_froze(agent: Agent, thawer: Thawer, reporter: Reporter) -> str | None:
         return None  # it has just answered a ping; the freeze will tell
     if not thawer.may_be_left_frozen():
         return _ANOTHER
-    return None if thaw_leftover(agent, reporter, is_ours=True) else _DEAD_RUN
+    return None if thaw_leftover(agent, reporter, is_ours=True, virsh=virsh) else _DEAD_RUN
 
 
-def _look_after(who: str, agent: Agent, quiesce: Quiesce, *, freeze: Freeze, reporter: Reporter) -> None:
+def _look_after(who: str, agent: Agent, quiesce: Quiesce, *, freeze: Freeze, reporter: Reporter, virsh: Virsh) -> None:
     """Look whether the guest that was frozen before the moment still is: ``who`` had frozen it, and did not wait."""
     try:
         is_frozen = _is_frozen(agent)
@@ -341,7 +357,7 @@ def _look_after(who: str, agent: Agent, quiesce: Quiesce, *, freeze: Freeze, rep
     after = "vbackup leaves them so" if who == _ANOTHER else "still are"
     reporter.warning(
         f"{who.capitalize()} had frozen the guest's filesystems before; they were frozen at the moment of the backup,"
-        f" and {after}. {_HOW_TO_THAW}"
+        f" and {after}. {_how_to_thaw(virsh)}"
     )
 
 

@@ -35,6 +35,8 @@ from vbackup.errors import (
     MonitorError,
     UnsuitableError,
     VbackupError,
+    command,
+    domain_argument,
 )
 from vbackup.files import user_name
 from vbackup.model import SecretRef
@@ -154,7 +156,7 @@ class Host:
                 return DomainHandle(self, look_up(name))
             except libvirt.libvirtError as err:
                 if not self.is_alive():
-                    raise HostUnreachableError(self.uri, _message(err)) from err
+                    raise _unreachable(self.uri, err) from err
                 if err.get_error_code() not in (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_INVALID_ARG):
                     raise MonitorError(f"libvirt could not look up domain {name}: {_message(err)}.") from err
         raise DomainNotFoundError(name, f"at {self.real_uri}{self._closest(name)}", self.elsewhere())
@@ -169,11 +171,15 @@ class Host:
         """Return where the domain may be instead: each user has a libvirt that knows nothing of the system's."""
         uri = self.real_uri
         if urlsplit(uri).path != "/session":
-            return f"'virsh -c {uri} list --all' lists all domains"
+            return f"'{command('virsh list --all', uri)}' lists all domains"
         return (
             f"that is the libvirt of the user {user_name(os.geteuid())} alone. The domains of the system are at"
             " qemu:///system: run vbackup as root, or with -c qemu:///system as a member of the group libvirt"
         )
+
+    def command(self, words: str) -> str:
+        """Return a command line of vbackup or virsh for people, with the URI that the user gave for this host."""
+        return command(words, self.uri)
 
     def start_transient(self, xml: str) -> DomainHandle:
         """Start a domain that is defined as long as it runs, and ends with this connection at the latest.
@@ -267,7 +273,8 @@ class Host:
             hint = _SECRET_HINTS.get(error_code(err.__cause__))
             if hint is None:
                 raise
-            raise UnsuitableError(f"libvirt {hint.format(secret)}.") from err
+            define, value_of = (self.command(f"virsh secret-{word}") for word in ("define", "set-value"))
+            raise UnsuitableError(f"libvirt {hint.format(secret, define=define, set_value=value_of)}.") from err
         return value
 
     def _secret_connection(self) -> Any:
@@ -371,7 +378,7 @@ class Host:
         try:
             connection = libvirt.open(self.uri)
         except libvirt.libvirtError as err:
-            raise HostUnreachableError(self.uri or os.environ.get("LIBVIRT_DEFAULT_URI"), _message(err)) from err
+            raise _unreachable(self.uri or os.environ.get("LIBVIRT_DEFAULT_URI"), err) from err
         try:
             connection.setKeepAlive(KEEPALIVE_INTERVAL_S, KEEPALIVE_COUNT)
         except libvirt.libvirtError as err:
@@ -390,6 +397,10 @@ class DomainHandle:
         self.name: str = domain.name()
         self.uuid: str = domain.UUIDString()
         self._domain = domain
+
+    def virsh(self, word: str) -> str:
+        """Return a command of virsh about the domain, such as ``resume``, as a command line for people."""
+        return self.host.command(f"virsh {word} {domain_argument(self.name)}")
 
     @property
     def domain(self) -> Any:
@@ -609,11 +620,11 @@ def error_code(err: BaseException | None) -> int:
 #: Why libvirt does not disclose a secret, and the remedy, by error number.
 _SECRET_HINTS = {
     int(libvirt.VIR_ERR_NO_SECRET): (
-        "has no value for secret {0}; define it ('virsh secret-define') and set its value ('virsh secret-set-value')"
+        "has no value for secret {0}; define it ('{define}') and set its value ('{set_value}')"
     ),
     int(libvirt.VIR_ERR_INVALID_SECRET): (
         "does not disclose secret {0} (private='yes'); start the domain, or define the secret again without that and"
-        " set its value again ('virsh secret-define', 'virsh secret-set-value')"
+        " set its value again ('{define}', '{set_value}')"
     ),
 }
 
@@ -622,6 +633,17 @@ def _look_up_secret(connection: Any, secret: SecretRef) -> Any:
     if secret.uuid is not None:
         return connection.secretLookupByUUIDString(secret.uuid)
     return connection.secretLookupByUsage(libvirt.VIR_SECRET_USAGE_TYPE_VOLUME, secret.usage)
+
+
+def _unreachable(uri: str | None, err: Exception) -> HostUnreachableError:
+    """Return the error, in which the banner of libvirt's ssh about a changed host key is one sentence."""
+    from vbackup.remote import host_key  # which most commands do without
+
+    said = _message(err)
+    key = host_key.changed(said)
+    if key is None:
+        return HostUnreachableError(uri, said)
+    return HostUnreachableError(uri, key.reason, remedy=key.remedy)
 
 
 def _message(err: Exception) -> str:

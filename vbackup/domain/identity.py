@@ -62,10 +62,11 @@ def keep(xml: str) -> Identified:
     return Identified(text_of(root), of(xml))
 
 
-def renew(xml: str, identity: Identity, macs: Iterator[str]) -> Identified:
+def renew(xml: str, identity: Identity, macs: Iterator[str], *, edit: str = "virsh edit") -> Identified:
     """Return the XML for a domain with this new identity, which can run while the original does.
 
-    ``macs`` yields MAC addresses that no domain has. Raises MalformedError.
+    ``macs`` yields MAC addresses that no domain has; ``edit`` is the command that changes the domain later. Raises
+    MalformedError.
     """
     root = root_of(xml)
     notes: list[str] = []
@@ -79,12 +80,12 @@ def renew(xml: str, identity: Identity, macs: Iterator[str]) -> Identified:
             notes.append(f"The vsock address (cid) {cid.get('address')} stays the original's: libvirt chooses another.")
             cid.attrib.pop("address", None)
             cid.set("auto", "yes")
-    notes += _renew_labels(root)
+    notes += _renew_labels(root, edit)
     places = list(dict.fromkeys(_fixed_places(root)))
     if places:
         notes.append(
             f"The new domain still has what only one domain at a time can use: {', '.join(places)}. While the original"
-            " runs, change that with 'virsh edit' before you start it."
+            f" runs, change that with '{edit}' before you start it."
         )
     return Identified(text_of(root), identity, tuple(notes))
 
@@ -180,7 +181,7 @@ def _renew_interface(interface: etree._Element) -> Iterable[str]:
                 parameters.attrib.pop(name, None)
 
 
-def _renew_labels(root: etree._Element) -> Iterable[str]:
+def _renew_labels(root: etree._Element, edit: str) -> Iterable[str]:
     """Drop the label of a run; yield what a person should know about one that the administrator has chosen."""
     for seclabel in root.iterfind("seclabel"):
         if seclabel.get("type", "dynamic") == "dynamic":
@@ -191,7 +192,7 @@ def _renew_labels(root: etree._Element) -> Iterable[str]:
             label = (seclabel.findtext("label") or "").strip()
             yield (
                 f"The new domain has the {seclabel.get('model')} label {label} of the original: each can open the"
-                " other's images. 'virsh edit' changes it."
+                f" other's images. '{edit}' changes it."
             )
 
 

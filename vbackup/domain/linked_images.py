@@ -54,15 +54,20 @@ class LinkedDaemon:
 
     def _refuse_unfit(self, disk: Disk, path: str) -> None:
         """Raise DiskError if there is no such image, or it depends on another one."""
-        pieces = self.link.read_file(path)
-        try:
-            header = qcow2.header_in(next(pieces, b""), Path(path))
-        except (ChainError, RemoteError) as err:
-            raise DiskError(disk.dev, str(err), cause=str(err).rstrip(".")) from err
-        finally:
-            pieces.close()  # type: ignore[attr-defined]
+        header = header_of(self.link, disk.dev, path)
         if header.backing_file is not None or header.has_data_file or header.encrypted:
             raise DiskError(disk.dev, f"{path} depends on another image, or is encrypted.")
+
+
+def header_of(link: Link, dev: str, path: str) -> qcow2.Header:
+    """Return the header of a disk's image on the other host. Raises DiskError if there is no such image."""
+    pieces = link.read_file(path)
+    try:
+        return qcow2.header_in(next(pieces, b""), Path(path))
+    except (ChainError, RemoteError) as err:
+        raise DiskError(dev, str(err), cause=str(err).rstrip(".")) from err
+    finally:
+        pieces.close()  # type: ignore[attr-defined]
 
 
 def _no_secret(secret: SecretRef) -> bytes:

@@ -197,8 +197,8 @@ def opened(host: Host, name: str, *, by_link: bool = False) -> Pool:
     with host.errors(f"look at pool {name}"):
         if not pool.isActive():
             raise UnsuitableError(
-                f"Storage pool {name} is not active. Start it ('virsh pool-start {shlex.quote(name)}') and run the same"
-                " command again."
+                f"Storage pool {name} is not active. Start it"
+                f" ('{host.command(f'virsh pool-start {shlex.quote(name)}')}') and run the same command again."
             )
         pool.refresh(0)
         xml = pool.XMLDesc(0)

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vbackup.errors import MalformedError
+from vbackup.errors import MalformedError, RemoteError
 from vbackup.model import SecurityLabel
 
 if TYPE_CHECKING:
@@ -52,6 +52,34 @@ def parse(label: str) -> QemuUser:
 def is_number(word: str) -> bool:
     """Return True if a label has a number in the place of a name."""
     return word.removeprefix("+").isdecimal()
+
+
+def there(link: Link, labels: Iterable[SecurityLabel]) -> QemuUser:
+    """Return whom the QEMU of a domain runs as, on another host: as ``of``, by the names that host has.
+
+    Without a label, QEMU runs as the user of the link. Raises MalformedError, RemoteError, LinkLostError.
+    """
+    label = next((one.label.strip() for one in labels if one.model == "dac" and one.label.strip()), None)
+    if label is None:
+        return QemuUser(_link_uid(link), -1)
+    user, _, group = label.partition(":")
+    uid, gid = (_number_of(link, database, name) for database, name in (("passwd", user), ("group", group)))
+    return QemuUser(uid, gid)
+
+
+def _link_uid(link: Link) -> int:
+    """Return the id of the user of the link. Raises RemoteError."""
+    uid = link.hello.get("uid")
+    if type(uid) is not int:
+        raise RemoteError(link.host, "find out its user", f"it says {uid!r:.100}")
+    return uid
+
+
+def _number_of(link: Link, database: str, name: str) -> int:
+    number = number_there(link, database, name)
+    if number is None:
+        raise MalformedError(f"libvirt runs QEMU as {name!r}, which {link.host} does not know ({database}).")
+    return number
 
 
 def number_there(link: Link, database: str, name: str) -> int | None:

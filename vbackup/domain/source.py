@@ -22,7 +22,7 @@ from vbackup.domain.host import DomainHandle
 from vbackup.domain.passthrough import Passthrough
 from vbackup.domain.thaw_there import ThawThere
 from vbackup.domain.watchdog import Watchdog
-from vbackup.errors import BusyError, UnsuitableError, VbackupError, domain_argument
+from vbackup.errors import BusyError, UnsuitableError, VbackupError
 from vbackup.model import (
     Disk,
     DiskNode,
@@ -152,7 +152,7 @@ def open_source(handle: DomainHandle, *, reporter: Reporter, access: Access | No
     if handle.is_active():
         handle.refuse_migration()
         with Passthrough(handle) as monitor:
-            refuse_inactive(monitor, f"Domain {handle.name}", resume=f"'virsh resume {domain_argument(handle.name)}'")
+            refuse_inactive(monitor, f"Domain {handle.name}", resume=f"'{handle.virsh('resume')}'")
             running = RunningSource(
                 handle, domain_xml.parse(handle.live_xml()), monitor, check=(access or Access()).check
             )
@@ -288,13 +288,13 @@ class RunningSource:
         if halted is None and is_wanted and self._watchdog is None:
             halted = "just being resumed"  # a freeze that was not prepared would be missing in the journal
         if halted is not None:
-            yield without_freeze(quiesce, reporter, halted=halted)
+            yield without_freeze(quiesce, reporter, halted=halted, virsh=self.handle.virsh)
             return
         try:
             thawer: Thawer | None = self._watchdog
             if link is not None and thawer is not None:
                 thawer = ThawThere(thawer, link, self.handle.uuid)
-            with frozen(self._monitor, quiesce, thawer=thawer, reporter=reporter) as freeze:
+            with frozen(self._monitor, quiesce, thawer=thawer, reporter=reporter, virsh=self.handle.virsh) as freeze:
                 yield freeze
         finally:
             if self._watchdog is not None:
@@ -317,9 +317,9 @@ class RunningSource:
             if halted is not None:
                 reporter.warning(
                     f"The domain is {halted}, so its guest agent cannot tell whether an interrupted backup left"
-                    " filesystems frozen. When the domain runs again, 'virsh domfsthaw' thaws them."
+                    f" filesystems frozen. When the domain runs again, '{self.handle.virsh('domfsthaw')}' thaws them."
                 )
-            elif thaw_leftover(self._monitor, reporter, is_ours=is_ours):
+            elif thaw_leftover(self._monitor, reporter, is_ours=is_ours, virsh=self.handle.virsh):
                 turn.thawed()
         finally:
             turn.close()

@@ -132,7 +132,7 @@ def _nodes(wanted: Wanted, committed: Collection[str], domain: SessionDomain) ->
     # Before anything else is asked: a job may just be changing the disk's nodes.
     foreign_jobs.refuse_busy(domain.monitor, selection.disks)
     nodes = domain.source.disk_nodes(selection.disks)
-    survey.refuse_rolling_back(nodes, domain.source.domain.name, repository_id=None)
+    survey.refuse_rolling_back(nodes, domain.source.domain.name, repository_id=None, uri=domain.source.handle.host.uri)
     if domain.source.is_running:
         removed = leftovers.remove_uncommitted(domain.monitor, nodes, committed, domain.naming)
         for name in removed:

@@ -24,6 +24,7 @@ from vbackup.errors import (
     DiskError,
     StorageError,
     UnsuitableError,
+    command,
     domain_argument,
 )
 from vbackup.files import replace_text, storage_errors
@@ -178,7 +179,12 @@ def _nodes(selection: Selection, domain: LockedDomain, taken_ids: Collection[str
     """Return the disks' layers and bitmaps, without the bitmaps of backups that were never committed."""
     _refuse_exchanging(domain)
     nodes = domain.source.disk_nodes(selection.disks)
-    refuse_rolling_back(nodes, domain.source.domain.name, repository_id=domain.repository.id)
+    refuse_rolling_back(
+        nodes,
+        domain.source.domain.name,
+        repository_id=domain.repository.id,
+        uri=domain.source.handle.host.uri,
+    )
     removed = leftovers.remove_uncommitted(domain.monitor, nodes, taken_ids, domain.naming)
     # Of what was committed, a stage forgets what no backup starts from any more.
     why = "which no later backup starts from" if domain.repository.is_stage else leftovers.UNCOMMITTED
@@ -195,19 +201,23 @@ def _refuse_exchanging(domain: LockedDomain) -> None:
     with suppress(ChainError, StorageError):
         entry = in_place_journal.read(directory)
     if entry is not None and entry.is_begun:
-        name = domain_argument(domain.source.domain.name)
+        name, host = domain_argument(domain.source.domain.name), domain.source.handle.host
+        restore = f"vbackup restore {name} {entry.backup} --in-place"
+        restore = f"{restore}{entry.option}" if entry.option else host.command(restore)
         raise UnsuitableError(
             f"A restore in place to backup {entry.backup} was interrupted, so some disks may be as in that backup and"
-            f" others as before. Shut the domain off and run 'vbackup restore {name} {entry.backup}"
-            f" --in-place{entry.option}' with this repository. Or, if the disks are to stay as they are, remove"
-            f" {directory / in_place_journal.NAME}."
+            f" others as before. Shut the domain off and run '{restore}' with this repository. Or, if the disks are to"
+            f" stay as they are, remove {directory / in_place_journal.NAME}."
         )
 
 
-def refuse_rolling_back(nodes: Sequence[DiskNode], name: str, *, repository_id: str | None) -> None:
+def refuse_rolling_back(
+    nodes: Sequence[DiskNode], name: str, *, repository_id: str | None, uri: str | None = None
+) -> None:
     """Raise DiskError for a disk that a rollback has left in the middle.
 
-    ``name`` is the domain's; ``repository_id``: of the repository that is worked with, if there is one.
+    ``name`` is the domain's; ``repository_id``: of the repository that is worked with, if there is one; ``uri``: of
+    libvirt, if it is not the default one.
     """
     for node in nodes:
         for layer, bitmap in [(each, bitmap) for each in node.layers for bitmap in each.bitmaps]:
@@ -223,12 +233,13 @@ def refuse_rolling_back(nodes: Sequence[DiskNode], name: str, *, repository_id: 
                 is_other = mark.repository_id != repository_id
                 of = f" of repository {mark.repository_id}" if is_other else ""
                 where = f" with {'that' if is_other else 'this'} repository"
+                restore = command(f"vbackup restore {domain_name} {mark.backup_id} --in-place", uri)
+                remove = command(f"vbackup bitmap remove {domain_name} {bitmap}", uri)
                 raise DiskError(
                     node.disk.dev,
                     f"a rollback to backup {mark.backup_id}{of} was interrupted, so it is partly as in that backup and"
-                    f" partly as it was before. Shut the domain off and run 'vbackup restore {domain_name}"
-                    f" {mark.backup_id} --in-place'{where}. Or, if the disk is to stay as it is, 'vbackup bitmap remove"
-                    f" {domain_name} {bitmap}' removes the mark.",
+                    f" partly as it was before. Shut the domain off and run '{restore}'{where}. Or, if the disk is to"
+                    f" stay as it is, '{remove}' removes the mark.",
                 )
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from vbackup.errors import QmpError, StorageDaemonGoneError, UnsuitableError
 from vbackup.images.flatten import Layer
 from vbackup.model import ImageFormat
-from vbackup.qemu.storage_daemon import StorageDaemon, Survival
+from vbackup.qemu.storage_daemon import Elsewhere, StorageDaemon, Survival
 from vbackup.report import Reporter
 from vbackup.repository import readers
 from vbackup.stop import Stop
@@ -40,16 +40,27 @@ class OpenedPoint:
     """
 
     def __init__(
-        self, disks: Mapping[str, Sequence[Layer]], *, reporter: Reporter, survival: Survival | None = None
+        self,
+        disks: Mapping[str, Sequence[Layer]],
+        *,
+        reporter: Reporter,
+        survival: Survival | None = None,
+        elsewhere: Elsewhere | None = None,
     ) -> None:
-        """``survival``: the daemon goes on if this process dies, and with it all exports."""
+        """``survival``: the daemon goes on if this process dies, and with it all exports.
+
+        ``elsewhere``: the host that has the images, and on which the daemon runs, if that is not this one; ``wait`` is
+        not for that.
+        """
         self._disks = disks
         self._nodes = {dev: f"d{number}" for number, dev in enumerate(disks)}
         self._exports = 0
         self._directory = _working_directory(disks)
         nodes = [node for dev in disks for node in self._layers(dev)]
         directory = self._directory or Path("/")
-        self.daemon = StorageDaemon(reporter, nodes=nodes, directory=directory, is_only_read=True, survival=survival)
+        self.daemon = StorageDaemon(
+            reporter, nodes=nodes, directory=directory, is_only_read=True, survival=survival, elsewhere=elsewhere
+        )
 
     def __enter__(self) -> OpenedPoint:
         readers.allow_files(sum(len(layers) for layers in self._disks.values()))  # the daemon inherits the limit

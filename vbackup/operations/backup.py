@@ -42,6 +42,7 @@ from vbackup.errors import (
     StorageError,
     UnsuitableError,
     VbackupError,
+    domain_argument,
 )
 from vbackup.images import creation, tuning
 from vbackup.model import Backup, Compression, DiskNode, GroupMember, Level, Quiesce, Transport
@@ -582,7 +583,10 @@ def _report_other_places(nodes: Sequence[DiskNode], histories: Sequence[History]
     bases = {bitmap for node in nodes for history in histories for bitmap in history.base_bitmaps(node.disk.dev)}
     others = [name for name, parsed in leftovers.of_other_places(nodes, domain.naming).items() if parsed not in bases]
     if others:
+        remove = domain.source.handle.host.command(
+            f"vbackup bitmap remove {domain_argument(domain.source.domain.name)} NAME"
+        )
         domain.reporter.step(
             f"Bitmaps of a copy of this repository stay, or of this one before it was moved: {', '.join(others)}. If"
-            " there is no copy, 'vbackup bitmap remove' removes them."
+            f" there is no copy, '{remove}' removes each."
         )

@@ -13,7 +13,15 @@ from enum import Enum
 
 from vbackup import names
 from vbackup.domain.attached import AttachedQemu
-from vbackup.errors import DiskError, TransactionError, TransactionRefusedError, UnsafeError, UnsuitableError
+from vbackup.errors import (
+    DiskError,
+    TransactionError,
+    TransactionRefusedError,
+    UnsafeError,
+    UnsuitableError,
+    command,
+    domain_argument,
+)
 from vbackup.model import Bitmap, DiskNode, Layer
 from vbackup.operations import transaction
 from vbackup.operations.transaction import TransactionRequest
@@ -136,7 +144,7 @@ def change(
     vbackup.operations.transaction.run raises.
     """
     disks = attached.disks()
-    places = _places(request, disks)
+    places = _places(request, disks, _command("vbackup bitmap list", attached))
     for dev in places:
         reason = disks[dev].read_only_reason
         if reason is not None:
@@ -144,7 +152,12 @@ def change(
     if request.change is not Change.ADD:
         for dev, layer in places.items():
             consequence = _consequence_if_allowed(
-                request, dev, layer=layer, libvirt_checkpoints=attached.libvirt_checkpoints, history=history
+                request,
+                dev,
+                layer=layer,
+                libvirt_checkpoints=attached.libvirt_checkpoints,
+                checkpoint_delete=_command("virsh checkpoint-delete", attached),
+                history=history,
             )
             if consequence is not None:
                 reporter.warning(f"Disk {dev}: {consequence}.")
@@ -185,21 +198,28 @@ def _select(disks: Mapping[str, DiskNode], wanted: Sequence[str]) -> Mapping[str
     return {dev: node for dev, node in disks.items() if not wanted or dev in wanted}
 
 
-def _places(request: ChangeRequest, disks: Mapping[str, DiskNode]) -> dict[str, Layer]:
-    """Return the layer of each disk on which the change is made, by dev."""
+def _command(words: str, attached: AttachedQemu) -> str:
+    """Return a command about the domain for people; without a domain, just its words."""
+    if attached.uuid is None:
+        return words
+    return command(f"{words} {domain_argument(attached.name)}", attached.uri)
+
+
+def _places(request: ChangeRequest, disks: Mapping[str, DiskNode], listing: str) -> dict[str, Layer]:
+    """Return the layer of each disk on which the change is made, by dev; ``listing``: the command that lists all."""
     places = {}
     for dev, node in _select(disks, request.disks).items():
         for layer in node.layers:
             if layer.node_name == (request.node_name or node.top.node_name):
                 places[dev] = layer
     if not places:
-        raise UnsuitableError(f"No disk has the node {request.node_name}; 'vbackup bitmap list' shows the layers.")
+        raise UnsuitableError(f"No disk has the node {request.node_name}; '{listing}' shows the layers.")
     if request.change is Change.ADD or request.disks:
         return places
     matching = {dev: layer for dev, layer in places.items() if request.name in layer.bitmaps}
     if not matching:
         raise UnsuitableError(
-            f"No disk has a bitmap {request.name} on its active layer; 'vbackup bitmap list' lists all bitmaps."
+            f"No disk has a bitmap {request.name} on its active layer; '{listing}' lists all bitmaps."
         )
     return matching
 
@@ -230,6 +250,7 @@ def _consequence_if_allowed(
     *,
     layer: Layer,
     libvirt_checkpoints: Collection[str],
+    checkpoint_delete: str,
     history: Callable[[str], History | None],
 ) -> str | None:
     """Return what a forced removal leads to, None if nobody relies on the bitmap. Raises UnsafeError if not allowed."""
@@ -248,7 +269,7 @@ def _consequence_if_allowed(
         what = f"it is checkpoint {checkpoint.checkpoint} of {_owner(checkpoint.repository_id)}"
     elif request.name in libvirt_checkpoints:
         consequence = "libvirt can no longer use its checkpoint of that name"
-        what = "it belongs to a libvirt checkpoint, which 'virsh checkpoint-delete' removes"
+        what = f"it belongs to a libvirt checkpoint, which '{checkpoint_delete}' removes"
     else:
         return None
     if consequence is None:

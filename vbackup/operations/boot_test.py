@@ -2,16 +2,13 @@
 
 The copy reads the backup through a storage daemon, and what it writes goes to overlays without names, so the repository
 stays as it is (vbackup.images.opened_point). The copy has another name and UUID, no network and nothing of the host
-(vbackup.domain.boot_copy). It ends with the test, also if vbackup is killed (vbackup.domain.boot_guard). The result and
-a screenshot are kept with the backup (vbackup.repository.boot_result).
+(vbackup.domain.boot_copy). It ends with the test, also if vbackup is killed (vbackup.operations.boot_place). The result
+and a screenshot are kept with the backup (vbackup.repository.boot_result).
 """
 
 from __future__ import annotations
 
 import os
-import shlex
-import shutil
-import stat
 import time
 import uuid as uuids
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,23 +18,18 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import vbackup
-from vbackup import files
-from vbackup.domain import boot_copy, boot_watch, defining, qemu_user, screenshot
+from vbackup.domain import boot_copy, boot_watch, screenshot
 from vbackup.domain.boot_console import BootConsoles
 from vbackup.domain.boot_copy import BootCopy, Place
-from vbackup.domain.boot_guard import BootGuard
 from vbackup.domain.boot_watch import Goals, Watched
 from vbackup.domain.host import DomainHandle, Host
 from vbackup.domain.passthrough import Passthrough
 from vbackup.errors import ChainError, MalformedError, QmpError, StorageError, UnsuitableError, VbackupError
 from vbackup.fields import objects
-from vbackup.files import storage_errors
-from vbackup.images import throwaway
 from vbackup.images.flatten import Layer, layers_of
-from vbackup.images.opened_point import OpenedPoint
 from vbackup.model import LIVE_XML, NVRAM, Backup, MachineKind
-from vbackup.names import BOOT_COPY_PREFIX
-from vbackup.operations import boot_tpm
+from vbackup.operations import boot_place
+from vbackup.operations.boot_place import BootPlace, Exported, Here, Workplace
 from vbackup.report import Reporter
 from vbackup.repository import boot_result, chosen, history, machine_files, verify
 from vbackup.repository.boot_result import BootResult
@@ -50,8 +42,6 @@ from vbackup.stop import Stop
 TIMEOUT_S, MAX_MEMORY_BYTES = 300.0, 2 * 1024**3
 #: A screen of 8K with three bytes for each pixel has 100 MB.
 _MAX_PICTURE_BYTES = 128 * 1024 * 1024
-#: A kernel with its initial RAM disk has some 100 MB.
-_MAX_BOOT_FILE_BYTES = 1024 * 1024 * 1024
 #: Where packages, or an administrator, put firmware.
 _FIRMWARE_PLACES = ("/usr/share/", "/usr/lib/", "/usr/local/share/")
 #: How much of the end of the consoles is kept with the result.
@@ -104,7 +94,9 @@ def run(
         )
     wanted = Wanted(request.backup_id, disks=request.disks)
     with chosen.shown(repository, uuid, wanted, reporter=reporter, stop=stop) as found:
-        test = _Test(request, found, host=host, repository=repository, reporter=reporter, stop=stop)
+        test = _Test(
+            request, found, Here(host, reporter), host=host, repository=repository, reporter=reporter, stop=stop
+        )
         result, picture = test.run()
         backup = found.backup
         directory = repository.directory(uuid, backup.id)
@@ -120,6 +112,7 @@ def of_images(
     request: BootRequest,
     found: Chosen,
     layers: Mapping[str, Sequence[Layer]],
+    place: BootPlace,
     *,
     host: Host,
     repository: Repository,
@@ -128,9 +121,9 @@ def of_images(
 ) -> BootResult:
     """Boot a copy of a backup's domain from other images than the repository's, which stay as they are.
 
-    ``layers``: of each disk (dev), the oldest first. Raises as ``run``.
+    ``layers``: of each disk (dev), the oldest first; ``place``: the host that has them. Raises as ``run``.
     """
-    test = _Test(request, found, host=host, repository=repository, reporter=reporter, stop=stop, layers=layers)
+    test = _Test(request, found, place, host=host, repository=repository, reporter=reporter, stop=stop, layers=layers)
     return test.run()[0]
 
 
@@ -141,6 +134,7 @@ class _Test:
         self,
         request: BootRequest,
         found: Chosen,
+        place: BootPlace,
         *,
         host: Host,
         repository: Repository,
@@ -149,28 +143,22 @@ class _Test:
         layers: Mapping[str, Sequence[Layer]] | None = None,
     ) -> None:
         self._request, self._found, self._host, self._other_layers = request, found, host, layers
-        self._repository, self._reporter, self._stop = repository, reporter, stop
-        self._owner = _owner(host)
+        self._place, self._repository, self._reporter, self._stop = place, repository, reporter, stop
 
     def run(self) -> tuple[BootResult, bytes | None]:
         """Do it, and return the result with the picture of the screen at the end."""
         began = time.monotonic()
         uuid = str(uuids.uuid4())
-        directory = _directory(uuid)
         with ExitStack() as stack:
-            of_tpm = boot_tpm.directory(self._host, uuid)
-            guard = stack.enter_context(
-                BootGuard(uuid=uuid, directories=[directory] if of_tpm is None else [directory, of_tpm])
-            )
-            stack.enter_context(_made(directory, self._owner))
-            copy = self._copy(uuid, directory, stack)
+            place = stack.enter_context(self._place.workplace(uuid))
+            copy = self._copy(uuid, place, stack)
             goals = self._goals(copy)
             for remark in copy.remarks:
                 self._reporter.step(f"Not in the copy: {remark}.")
-            consoles = stack.enter_context(BootConsoles([Path(path) for path in copy.consoles], owner=self._owner))
-            point = stack.enter_context(self._point(directory))
+            consoles = stack.enter_context(place.consoles(copy.consoles))
+            point = stack.enter_context(place.exported(self._layers()))
             self._stop.check()
-            machine = stack.enter_context(self._started(copy, consoles, point, guard))
+            machine = stack.enter_context(self._started(copy, consoles, point, place))
             self._reporter.step(f"The copy {copy.name} of backup {self._found.backup.id} runs.")
             watched = boot_watch.watch(machine, goals, timeout_s=self._request.timeout_s)
             picture = machine.last_picture() if copy.has_screen else None
@@ -221,8 +209,8 @@ class _Test:
 
     # what the copy has
 
-    def _copy(self, uuid: str, directory: Path, stack: ExitStack) -> BootCopy:
-        """Return the copy, with its files in the directory, and its TPM until the end of ``stack``.
+    def _copy(self, uuid: str, place: Workplace, stack: ExitStack) -> BootCopy:
+        """Return the copy, with its files in the place, and its TPM until the end of ``stack``.
 
         Raises ChainError, UnsuitableError, StorageError.
         """
@@ -233,23 +221,14 @@ class _Test:
         definition = texts["domain.xml"].decode(errors="replace")
         nvram = next((one for one in backup.machine_files if one.kind is MachineKind.NVRAM), None)
         nvram_format = None if nvram is None else machine_files.nvram_format(self._repository, backup, nvram)
-        self._take(MachineKind.NVRAM, directory)
+        self._take(MachineKind.NVRAM, place)
+        directory = place.directory
         try:
-            tpm = stack.enter_context(
-                boot_tpm.given(
-                    backup,
-                    definition,
-                    uuid,
-                    directory,
-                    host=self._host,
-                    repository=self._repository,
-                    stop=self._stop,
-                )
-            )
-            place = Place(
-                os.fspath(directory / "nbd"),
+            tpm = stack.enter_context(place.tpm(backup, definition, repository=self._repository, stop=self._stop))
+            parts = Place(
+                os.fspath(directory / boot_place.SOCKET),
                 os.fspath(directory),
-                boot_files=self._boot_files(definition, directory),
+                boot_files=self._boot_files(definition, place),
                 nvram=os.fspath(directory / NVRAM),
                 nvram_format=nvram_format,
                 has_tpm=tpm.is_there,
@@ -259,114 +238,65 @@ class _Test:
                 definition,
                 texts[LIVE_XML].decode(errors="replace") if LIVE_XML in texts else None,
                 {dev: history.image_of(one, dev).source for dev, one in choice.disks.items()},
-                place,
+                parts,
                 uuid=uuid,
                 max_memory_bytes=self._request.max_memory_bytes,
             )
         except MalformedError as err:
             raise ChainError(f"The domain.xml of backup {backup.id} is not valid: {err}") from err
         if copy.firmware is not None:
-            self._refuse_strange(copy.firmware)
+            self._refuse_strange(copy.firmware, place)
         return copy
 
-    def _refuse_strange(self, firmware: str) -> None:
+    def _refuse_strange(self, firmware: str, place: Workplace) -> None:
         """Raise UnsuitableError for a <loader> that no package brings: its path comes from the repository.
 
         QEMU's user can read images of other guests, and the copy's guest could read them as firmware.
         """
-        for path in (firmware, os.path.realpath(firmware)):  # in other directories, links can change after this
+        for path in (firmware, place.real_path(firmware)):  # in other directories, links can change after this
             if ".." in path.split("/") or not path.startswith(_FIRMWARE_PLACES):
                 raise self._unsuitable(
                     f"has the firmware {firmware}, and a copy only gets firmware below {' or '.join(_FIRMWARE_PLACES)}:"
                     " no boot test on this host"
                 )
 
-    def _boot_files(self, definition: str, directory: Path) -> dict[str, str]:
+    def _boot_files(self, definition: str, place: Workplace) -> dict[str, str]:
         """Copy what the domain boots directly: libvirt changes the owner of a file that it boots."""
         copies = {}
         for name, path in boot_copy.boot_files(definition).items():
-            if self._take(MachineKind(name), directory) is None:
-                self._write(directory / name, self._host_file(name, Path(path)))
-                self._reporter.step(f"The {name} is not in the backup: that of this host is used, {path}.")
-            copies[name] = os.fspath(directory / name)
+            if not self._take(MachineKind(name), place):
+                why = place.copy_host_file(Path(path), name)
+                if why is not None:
+                    raise self._unsuitable(f"boots the {name} {path} of the host, which is not in the backup and {why}")
+                self._reporter.step(f"The {name} is not in the backup: that of the host is used, {path}.")
+            copies[name] = os.fspath(place.directory / name)
         return copies
 
-    def _take(self, kind: MachineKind, directory: Path) -> Path | None:
-        """Copy a file of the backup for QEMU, and return the copy; None if the backup has no such file."""
+    def _take(self, kind: MachineKind, place: Workplace) -> bool:
+        """Copy a file of the backup for QEMU; False if the backup has no such file."""
         backup = self._found.backup
         one = next((one for one in backup.machine_files if one.kind is kind), None)
         if one is None:
-            return None
-        path = directory / one.file
-        machine_files.write(self._repository, backup, one, path, stop=self._stop.check)
-        self._give(path)
-        return path
+            return False
+        place.put(
+            one.file,
+            lambda path: machine_files.write(self._repository, backup, one, path, stop=self._stop.check),
+        )
+        return True
 
-    def _host_file(self, name: str, path: Path) -> bytes:
-        """Return the content of a file that the domain boots and that is not in the backup. Raises UnsuitableError.
-
-        The path comes from the repository, and what is read goes to a guest whose console is kept there: so it has to
-        be a file that is no secret, or that QEMU's user has anyway.
-        """
-        where = f"boots the {name} {path} of the host, which is not in the backup and"
-        try:
-            with os.fdopen(files.open_regular(path.resolve()), "rb") as file:
-                status = os.fstat(file.fileno())
-                is_qemus = self._owner is not None and status.st_uid == self._owner[0]
-                if not status.st_mode & stat.S_IROTH and not is_qemus:
-                    raise self._unsuitable(
-                        f"{where} which not everybody may read; run: chmod o+r {shlex.quote(str(path))}"
-                    )
-                if status.st_size > _MAX_BOOT_FILE_BYTES:
-                    raise self._unsuitable(f"{where} which is larger than any: {status.st_size} bytes")
-                return file.read()
-        except (OSError, ValueError, RuntimeError) as err:  # RuntimeError: links in a circle
-            why = err.strerror if isinstance(err, OSError) else err
-            raise self._unsuitable(f"{where} cannot be read here ({why}): copy it to that path") from err
-
-    def _write(self, path: Path, data: bytes) -> None:
-        """Write a file for QEMU."""
-        with storage_errors(f"write {path}"):
-            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            with os.fdopen(fd, "wb") as file:
-                file.write(data)
-        self._give(path)
-
-    def _give(self, path: Path) -> None:
-        if self._owner is not None:
-            with storage_errors(f"give QEMU {path}"):
-                os.chown(path, *self._owner)
+    def _layers(self) -> Mapping[str, Sequence[Layer]]:
+        """Return the images of each disk, the oldest first."""
+        if self._other_layers is not None:
+            return self._other_layers
+        return {dev: layers_of(self._found.paths(self._repository, dev)) for dev in self._found.chains}
 
     @contextmanager
-    def _point(self, directory: Path) -> Iterator[OpenedPoint]:
-        """Export the disks for the copy alone; what it writes is thrown away."""
-        overlays = throwaway.default_directory()
-        files.refuse_unwritable(overlays)
-        layers = self._other_layers
-        if layers is None:
-            layers = {dev: layers_of(self._found.paths(self._repository, dev)) for dev in self._found.chains}
-        with OpenedPoint(layers, reporter=self._reporter) as point:
-            for dev in layers:
-                throwaway.take_writes(point, dev, overlays)
-            path = directory / "nbd"
-            point.listen(path)
-            with storage_errors(f"give QEMU the socket {path}"):
-                path.chmod(0o600)
-                if self._owner is not None:
-                    os.chown(path, *self._owner)
-            for dev in layers:
-                point.export_nbd(dev, is_writable=True)
-            yield point
-
-    @contextmanager
-    def _started(
-        self, copy: BootCopy, consoles: BootConsoles, point: OpenedPoint, guard: BootGuard
-    ) -> Iterator[_Machine]:
+    def _started(self, copy: BootCopy, consoles: BootConsoles, point: Exported, place: Workplace) -> Iterator[_Machine]:
         """Run the copy during the block."""
         try:
             handle = self._host.start_transient(copy.xml)
         except VbackupError:
-            guard.act()  # a connection that broke does not say whether the copy runs
+            place.act()  # a connection that broke does not say whether the copy runs
             raise
         try:
             with Passthrough(handle) as monitor:
@@ -375,7 +305,7 @@ class _Test:
             try:
                 handle.destroy()
             except VbackupError as err:
-                guard.act()
+                place.act()
                 self._reporter.step(f"libvirt did not end the copy, and its QEMU is killed: {err}")
 
 
@@ -383,7 +313,7 @@ class _Machine:
     """A copy that runs (vbackup.domain.boot_watch.Copy)."""
 
     def __init__(
-        self, handle: DomainHandle, monitor: Passthrough, consoles: BootConsoles, point: OpenedPoint, stop: Stop
+        self, handle: DomainHandle, monitor: Passthrough, consoles: BootConsoles, point: Exported, stop: Stop
     ) -> None:
         self._handle, self._monitor, self._consoles = handle, monitor, consoles
         self._point, self._stop = point, stop
@@ -428,38 +358,3 @@ def _reached(watched: Watched) -> str:
     if watched.screen_s is not None:
         found.append(f"it had read its disks and its screen was in use after {watched.screen_s:g} s")
     return f"The guest booted: {', '.join(found)}."
-
-
-def _owner(host: Host) -> tuple[int, int] | None:
-    """Return user and group id of QEMU if they are not those of this process. Raises UnsuitableError."""
-    user = qemu_user.of(defining.of(host).labels)
-    if user.uid == os.geteuid():
-        return None
-    if os.geteuid() != 0:
-        raise UnsuitableError(
-            f"The QEMU of {host.real_uri} runs as user {files.user_name(user.uid)}, and only root can give that user"
-            " the disks of the copy: run vbackup as root, or with -c qemu:///session."
-        )
-    return user.uid, user.gid
-
-
-def _directory(uuid: str) -> Path:
-    """Return the path for the sockets and files of a copy: short enough for sockets, and gone after a boot."""
-    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
-    parent = "/run" if os.geteuid() == 0 else runtime if runtime.startswith("/") else "/tmp"  # noqa: S108 - unguessable
-    return Path(parent) / f"{BOOT_COPY_PREFIX}{uuid}"
-
-
-@contextmanager
-def _made(directory: Path, owner: tuple[int, int] | None) -> Iterator[None]:
-    """Make a directory that QEMU's group can enter, if that is another one, and remove it with its content."""
-    with storage_errors(f"create {directory}"):
-        directory.mkdir(mode=0o700)
-    try:
-        if owner is not None:
-            with storage_errors(f"let QEMU enter {directory}"):
-                os.chown(directory, -1, owner[1])
-                directory.chmod(0o710)
-        yield
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from vbackup.copies import point as points
 from vbackup.copies.download import PARALLEL_OBJECTS, Wanted, Work
 from vbackup.copies.view import View
 from vbackup.errors import ChainError, IdentityError
@@ -57,14 +58,14 @@ def run(request: CopyVerifyRequest, view: View) -> CopiesVerified:
         one: [str(err)] for one, err in there.unreadable.items() if request.backup_id in (None, one)
     }
     wanted = [
-        (one, Wanted(f"{request.uuid}/{one}/{name}", record, name.partition(".")[0]))
+        (one, Wanted(f"{request.uuid}/{one}/{name}", record, points.dev_of(there.points[one].backup, name)))
         for one in asked
         for name, record in there.points[one].objects.items()
     ]
     wanted = _sampled(wanted, request.sample_percent)
     read = {one for one, _ in wanted}
     means = view.means(bytes_s=request.bytes_s, parallel=request.parallel)
-    work = Work(means, sum(each.record.size_bytes for _, each in wanted))
+    work = Work(means, [each for _, each in wanted])
 
     def trouble(each: Wanted) -> str | None:
         try:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from vbackup.domain import defining, standby_xml
 from vbackup.domain.host import DomainHandle, Host
 from vbackup.domain.standby_xml import State
-from vbackup.errors import UnsuitableError, UsageError, domain_argument
+from vbackup.errors import UnsuitableError, UsageError
 from vbackup.operations import backup, replicate, restore_in_place, rollback, standby
 from vbackup.operations.backup import BackupRequest
 from vbackup.operations.replicate import ReplicateRequest
@@ -82,7 +82,7 @@ def run(
         wait_lock_s=request.wait_lock_s,
     )
     done = restore_in_place.run(wanted, host=original, repository=repository, reporter=reporter, stop=stop)
-    _record(request, uuid, None, repository=repository, reporter=reporter, stop=stop)
+    _record(request, uuid, None, done=backup_id, repository=repository, reporter=reporter, stop=stop)
     if request.start:
         defining.start(handle)
         reporter.step(f"Domain {handle.name}: started.")
@@ -123,8 +123,8 @@ def _backed_up(
     name = found.handle.name
     if found.handle.is_active():
         raise UnsuitableError(
-            f"The standby {name} runs at {request.standby}: shut it down first, with 'virsh -c {request.standby}"
-            f" shutdown {domain_argument(name)}', so that nothing is written after its backup."
+            f"The standby {name} runs at {request.standby}: shut it down first, with"
+            f" '{found.handle.virsh('shutdown')}', so that nothing is written after its backup."
         )
     made = backup.run(
         BackupRequest(
@@ -169,12 +169,14 @@ def _record(
     uuid: str,
     failback: str | None,
     *,
+    done: str | None = None,
     repository: Repository,
     reporter: Reporter,
     stop: Stop,
 ) -> None:
-    """Record what the original is to get, or that it has it."""
+    """Record what the original is to get, or that it has it (``done``)."""
     with repository.lock(uuid, wait=LockWait(request.wait_lock_s, reporter, stop)):
         record = standbys.find(repository.path / uuid, request.standby)
         if record is not None:
-            standbys.put(repository.path / uuid, replace(record, failback=failback))
+            was = record.failed_back
+            standbys.put(repository.path / uuid, replace(record, failback=failback, failed_back=done or was))

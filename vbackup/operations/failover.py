@@ -13,7 +13,7 @@ from datetime import datetime, timezone
 from vbackup.domain import defining, standby_xml
 from vbackup.domain.host import Host
 from vbackup.domain.standby_xml import State
-from vbackup.errors import UnsuitableError, UsageError, VbackupError, domain_argument
+from vbackup.errors import UnsuitableError, UsageError, VbackupError
 from vbackup.operations import standby
 from vbackup.operations.standby import Standby
 from vbackup.report import Reporter
@@ -112,19 +112,18 @@ def _refuse_running(found: Standby, original: Host | None, request: FailoverRequ
     if handle.is_active() and not request.is_forced:
         raise UnsuitableError(
             f"The original {handle.name} runs at {original.real_uri}: shut it down, back it up once more, and run"
-            f" 'vbackup replicate {domain_argument(name)} --to {request.to}', so that nothing is lost. --force lets"
-            " the standby take over beside it."
+            f" '{standby.replicate(name, request.to)}', so that nothing is lost. --force lets the standby take over"
+            " beside it."
         )
 
 
 def _refuse_older(found: Standby, later: list[str], request: FailoverRequest) -> None:
     """Raise UnsuitableError if the repository has more than the standby."""
-    name = domain_argument(found.handle.name)
     if later and not request.as_is:
         raise UnsuitableError(
             f"The standby {found.handle.name} is as in backup {found.mark.backup}, and the repository has newer ones,"
-            f" which were not applied: {', '.join(later)}. 'vbackup replicate {name} --to {request.to}' applies them;"
-            " --as-is lets the standby take over without them."
+            f" which were not applied: {', '.join(later)}. '{standby.replicate(found.handle.name, request.to)}' applies"
+            " them; --as-is lets the standby take over without them."
         )
 
 

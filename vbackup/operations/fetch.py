@@ -125,7 +125,7 @@ def _fetch(point: Point, repository: Repository, view: View, request: FetchReque
     final = repository.directory(uuid, backup_id)
     stage = final.with_name(backup_id + PARTIAL)
     objects = [
-        Wanted(f"{uuid}/{backup_id}/{name}", record, name.partition(".")[0], stage / name)
+        Wanted(f"{uuid}/{backup_id}/{name}", record, points.dev_of(point.backup, name), stage / name)
         for name, record in point.objects.items()
         if name in points.names_of(point.backup)
     ]

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from vbackup import names
 from vbackup.domain import source
 from vbackup.domain.access import Access
-from vbackup.domain.host import Host
+from vbackup.domain.host import DomainHandle, Host
 from vbackup.domain.source import Source
 from vbackup.engine import leftovers
-from vbackup.errors import BusyError, DiskError, QmpError, UnsuitableError
+from vbackup.errors import BusyError, DiskError, QmpError, UnsuitableError, domain_argument
 from vbackup.images import targets
 from vbackup.model import Layer
 from vbackup.names import Naming
@@ -106,7 +106,7 @@ def run(
         stop.check()
         kept += _foresee(removable, domain_source) if request.dry_run else _remove(removable, domain_source)
     removed = tuple(_without(claims, kept))
-    _warn(kept, reporter, is_running=domain_source.is_running)
+    _warn(kept, reporter, is_running=domain_source.is_running, handle=handle)
     return Forgotten(handle.name, handle.uuid, removed=removed, kept=tuple(kept), unopened=unopened)
 
 
@@ -232,7 +232,7 @@ _HALF_DONE = "a rollback was interrupted, and the disk is partly as in a backup 
 _OF_A_COPY = "another copy of this repository made it, or this one before it was moved"
 
 
-def _warn(kept: list[Kept], reporter: Reporter, *, is_running: bool) -> None:
+def _warn(kept: list[Kept], reporter: Reporter, *, is_running: bool, handle: DomainHandle) -> None:
     """Warn once for each layer and reason, and say how to remove the bitmaps."""
     groups: dict[tuple[str, str], list[Claim]] = {}
     for bitmap in kept:
@@ -241,9 +241,10 @@ def _warn(kept: list[Kept], reporter: Reporter, *, is_running: bool) -> None:
         many = len(claims) > 1
         where = f"Disk {claims[0].dev}" if claims[0].dev else f"Node {node_name}"
         if reason == _HALF_DONE:
+            remove = handle.host.command(f"vbackup bitmap remove {domain_argument(handle.name)} {claims[0].name}")
             reporter.warning(
                 f"{where}: {claims[0].name} stays: {reason}. No backup is made of it until it is restored, or the mark"
-                " is removed with 'vbackup bitmap remove'."
+                f" is removed with '{remove}'."
             )
             continue
         when = "when nothing else uses the image"
@@ -252,7 +253,7 @@ def _warn(kept: list[Kept], reporter: Reporter, *, is_running: bool) -> None:
         elif "--exclusive" in reason:
             when = "with it"
         elif reason == _READ_ONLY and is_running:
-            when = "when the domain is off, or when the layers above are committed (virsh blockcommit)"
+            when = f"when the domain is off, or when the layers above are committed ({handle.virsh('blockcommit')})"
         reporter.warning(
             f"{where}: {'bitmaps' if many else 'bitmap'} {', '.join(claim.name for claim in claims)} on"
             f" {claims[0].layer.filename} {'stay' if many else 'stays'}: {reason}."

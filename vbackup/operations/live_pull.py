@@ -29,6 +29,7 @@ from vbackup.errors import (
     Retry,
     UnsuitableError,
     VbackupError,
+    command,
     domain_argument,
 )
 from vbackup.images.live_point import Serving
@@ -69,11 +70,12 @@ def refuse_strange(name: str, xml: str, state: LiveState, devs: Collection[str])
     """Raise UnsuitableError if one of these disks has another active image in the domain's XML than the restore's."""
     for dev in strange(xml, state):
         if dev in devs:
-            words = f"virsh blockcommit {domain_argument(name)} {dev} --base {shlex.quote(str(state.image(dev)))}"
+            base = shlex.quote(str(state.image(dev)))
+            words = f"virsh blockcommit {domain_argument(name)} {dev} --base {base} --active --pivot"
             raise UnsuitableError(
                 f"Domain {name} does not use {state.image(dev)} as its disk {dev} (it has"
-                f" {live_xml.images(xml).get(dev, 'none')}). If that is a snapshot on top of it, '{words} --active"
-                " --pivot' ends the snapshot, and keeps what is in it."
+                f" {live_xml.images(xml).get(dev, 'none')}). If that is a snapshot on top of it,"
+                f" '{command(words, state.uri)}' ends the snapshot, and keeps what is in it."
             )
 
 

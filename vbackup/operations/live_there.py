@@ -21,13 +21,7 @@ from vbackup.domain import qemu_user
 from vbackup.domain.host import Host
 from vbackup.domain.qemu_user import QemuUser
 from vbackup.engine import restored_checkpoint
-from vbackup.errors import (
-    MalformedError,
-    QmpError,
-    RemoteError,
-    StorageError,
-    UnsuitableError,
-)
+from vbackup.errors import QmpError, RemoteError, StorageError, UnsuitableError
 from vbackup.hooks import half_restored
 from vbackup.images.flatten import Layer
 from vbackup.images.live_point import Serving
@@ -98,20 +92,7 @@ class There:
 
     def user_of(self, labels: Sequence[SecurityLabel]) -> QemuUser:
         """Look names up on that host; without a label, QEMU runs as the user of the link."""
-        label = next((one.label.strip() for one in labels if one.model == "dac" and one.label.strip()), None)
-        if label is None:
-            uid = self._link.hello.get("uid")
-            if type(uid) is not int:
-                raise RemoteError(self._link.host, "find out its user", f"it says {uid!r:.100}")
-            return QemuUser(uid, -1)
-        user, _, group = label.partition(":")
-        return QemuUser(self._number("passwd", user), self._number("group", group))
-
-    def _number(self, database: str, name: str) -> int:
-        number = qemu_user.number_there(self._link, database, name)
-        if number is None:
-            raise MalformedError(f"libvirt runs QEMU as {name!r}, which {self._link.host} does not know ({database}).")
-        return number
+        return qemu_user.there(self._link, labels)
 
     def room(self, path: Path) -> tuple[int, Path, int]:
         """Ask the kernel there."""

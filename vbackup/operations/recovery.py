@@ -204,13 +204,13 @@ def _refuse_copies(domain: LockedDomain, *, abort: bool) -> None:
     repository = domain.repository
     node = targets.open_elsewhere(domain.monitor, domain.naming, repository.path)
     if node is not None:
-        name = domain_argument(domain.source.domain.name)
+        name, host = domain_argument(domain.source.domain.name), domain.source.handle.host
+        forget = host.command(f"vbackup forget {name} --repository-id {repository.id} --force")
         raise BusyError(
             f"Another copy of repository {repository.id} is backing up domain {domain.source.domain.name}, or was"
             f" interrupted: QEMU has its image open (node {node}). Nothing was changed. Wait for it to end, or run"
-            f" 'vbackup recover' with that copy; if it is gone, 'vbackup forget {name} --repository-id {repository.id}"
-            f" --force' ends what it has in QEMU. 'vbackup recover -r {shlex.quote(str(repository.path))} --adopt'"
-            " makes this copy a separate repository, with a new id."
+            f" 'vbackup recover' with that copy; if it is gone, '{forget}' ends what it has in QEMU. 'vbackup recover"
+            f" -r {shlex.quote(str(repository.path))} --adopt' makes this copy a separate repository, with a new id."
         )
 
 
@@ -286,7 +286,8 @@ def _is_copy(entry: Entry, domain: LockedDomain, *, abort: bool) -> bool:
     if entry.is_of(domain.repository.stage_path(domain.uuid, entry.draft.id)):
         return False
     if not abort and (entry.writer.is_of_this_boot or not entry.writer.is_of_this_host):
-        raise CopiedError(os.fspath(domain.repository.path), entry.draft.id, domain.uuid)
+        uri = domain.source.handle.host.uri
+        raise CopiedError(os.fspath(domain.repository.path), entry.draft.id, domain.uuid, uri=uri)
     return True
 
 

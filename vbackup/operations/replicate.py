@@ -9,6 +9,7 @@ the next run, of this or a later backup, repairs it. So a standby is always as a
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
@@ -92,8 +93,7 @@ def run(request: ReplicateRequest, *, host: Host, repository: Repository, report
         if found is not None and found.mark.state is State.ACTIVE:
             raise UnsuitableError(
                 f"The standby {found.handle.name} at {host.real_uri} has taken over, and what its guest has written"
-                f" would be lost. 'vbackup failback {domain_argument(found.handle.name)} --from {request.to}' brings it"
-                " back to the original."
+                f" would be lost. '{_failback(found.handle.name, request)}' brings it back to the original{_ORIGINAL}."
             )
         if found is not None:
             standby.refuse_running(found)
@@ -145,11 +145,19 @@ def _refuse_pending(request: ReplicateRequest, point: Chosen, repository: Reposi
     record = standbys.find(repository.path / point.backup.domain_uuid, request.to)
     pending = None if record is None else record.failback
     if pending not in (None, point.backup.id):
-        name = domain_argument(point.backup.domain_name)
         raise UnsuitableError(
             f"A failback to backup {pending} has not ended: the original may be without what the standby's guest has"
-            f" written. Run 'vbackup failback {name} --from {request.to}' again first."
+            f" written. Run '{_failback(point.backup.domain_name, request)}' again first{_ORIGINAL}."
         )
+
+
+def _failback(name: str, request: ReplicateRequest) -> str:
+    """Return the command that brings the domain back, for people."""
+    return f"vbackup failback {domain_argument(name)} --from {shlex.quote(request.to)}"
+
+
+#: What is said after it: where the original is, a replicate does not know.
+_ORIGINAL = " (with -c for its libvirt, unless that is the default one)"
 
 
 def _directory(request: ReplicateRequest, point: Chosen, found: Standby | None, record: Record | None) -> Path:
@@ -306,8 +314,9 @@ class _Work:
         paths = {disk.dev: disk.path for disk in domain_xml.parse(text).disks}
         for dev in devs:
             if paths.get(dev) != str(self._files.image(dev)):
+                edit = self._host.command(f"virsh edit {domain_argument(self._backup.domain_name)}")
                 raise UnsuitableError(
                     f"Disk {dev} of the standby {self._backup.domain_name} needs a new image, but its definition does"
-                    f" not name {self._files.image(dev)}: change that with 'virsh edit', or undefine the standby and"
-                    " make another one."
+                    f" not name {self._files.image(dev)}: change that with '{edit}', or undefine the standby and make"
+                    " another one."
                 )

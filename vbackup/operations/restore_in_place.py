@@ -13,7 +13,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from vbackup.domain.host import DomainHandle, Host
-from vbackup.errors import DomainNotFoundError, domain_argument
+from vbackup.errors import DomainNotFoundError, command, domain_argument
 from vbackup.files import refuse_link
 from vbackup.model import Backup, MachineKind
 from vbackup.operations import full_in_place, in_place_end, restore_scripts
@@ -119,10 +119,8 @@ def _restored(request: InPlaceRequest, handle: DomainHandle, place: Place, what:
     )
 
     def half_written(devs: Sequence[str]) -> None:
-        command = _command(request, handle, point.backup, repository)
-        if place.uri is not None:
-            command += f" -c {shlex.quote(place.uri)}"
-        place.half_restored(devs, command=command, reporter=reporter)
+        again = _command(request, handle, point.backup, repository, uri=place.uri or handle.host.uri)
+        place.half_restored(devs, command=again, reporter=reporter)
 
     is_resumed = in_place_end.settle(
         handle, point.chains, place, keep_old=request.keep_old, repository=repository, reporter=reporter
@@ -149,20 +147,22 @@ def _not_there(handle: DomainHandle, repository: Repository) -> DomainNotFoundEr
     except DomainNotFoundError:
         hint = f"'vbackup list -r {where}' lists the domains that have backups"
     else:
+        restore = handle.host.command(f"vbackup restore {namesakes[0]} -r {where} --output=DIR --define --name=NEW")
         hint = (
             f"it has backups of another domain of that name, with the UUID {' or '.join(namesakes)}, and in place only"
-            f" a domain's own disks are restored. 'vbackup restore {namesakes[0]} -r {where} --output=DIR --define"
-            " --name=NEW' restores the other one as a new domain"
+            f" a domain's own disks are restored. '{restore}' restores the other one as a new domain"
         )
     return DomainNotFoundError(f"{handle.name} ({handle.uuid})", f"in {repository.path}", hint)
 
 
-def _command(request: InPlaceRequest, handle: DomainHandle, backup: Backup, repository: Repository) -> str:
+def _command(
+    request: InPlaceRequest, handle: DomainHandle, backup: Backup, repository: Repository, *, uri: str | None
+) -> str:
     """Return the command that runs this restore again."""
     words = [f"--backup={backup.id}", "--in-place", "-r", str(repository.path.absolute())]
     words += ["--mixed"] if request.wanted.is_mixed else []
     words += [f"--disk={','.join(request.wanted.disks)}"] if request.wanted.disks else []
-    return f"vbackup restore {domain_argument(handle.name)} {shlex.join(words)}"
+    return command(f"vbackup restore {domain_argument(handle.name)} {shlex.join(words)}", uri)
 
 
 def machine_untouched(backup: Backup) -> tuple[MachineKind, ...]:

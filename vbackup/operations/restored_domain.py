@@ -244,7 +244,8 @@ def _identified(request: DefineRequest, restored: RestoredXml, *, host: Host) ->
             " leave --name out, or restore all disks."
         )
     used = defining.mac_addresses(host) | identity.mac_addresses(restored.text)
-    return identity.renew(restored.text, Identity(request.name, str(uuid4())), identity.new_macs(used))
+    edit = host.command(f"virsh edit {domain_argument(request.name)}")
+    return identity.renew(restored.text, Identity(request.name, str(uuid4())), identity.new_macs(used), edit=edit)
 
 
 def _refuse_elsewhere(host: Host) -> None:

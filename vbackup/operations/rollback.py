@@ -30,7 +30,6 @@ from vbackup.errors import (
     InterruptedBySignalError,
     StorageDaemonGoneError,
     UnsuitableError,
-    domain_argument,
 )
 from vbackup.model import Disk, DiskNode, Layer, Level, NodeBitmap
 from vbackup.report import Phase, Reporter
@@ -268,8 +267,8 @@ def refuse_running(handle: DomainHandle) -> None:
     if handle.has_managed_save():
         raise UnsuitableError(
             f"Domain {handle.name} has saved memory (managed save), which would not fit the disks any more: its next"
-            " start would damage them. Start it and shut it down, or remove it with 'virsh managedsave-remove"
-            f" {domain_argument(handle.name)}'."
+            " start would damage them. Start it and shut it down, or remove it with"
+            f" '{handle.virsh('managedsave-remove')}'."
         )
 
 

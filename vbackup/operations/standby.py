@@ -7,6 +7,7 @@ The standby has the name and UUID of its domain, because it can become that doma
 from __future__ import annotations
 
 import logging
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,9 +68,14 @@ def get(host: Host, uuid: str, repository: Repository) -> Standby:
     if found is None:
         name = repository.name_of(uuid)
         raise DomainNotFoundError(
-            name, f"at {host.real_uri}", f"'vbackup replicate {domain_argument(name)} --to HOST' makes a standby"
+            name, f"at {host.real_uri}", f"'{replicate(name, host.uri)} --directory DIR' makes a standby"
         )
     return found
+
+
+def replicate(name: str, uri: str | None) -> str:
+    """Return the command that brings the standby of a domain at that libvirt up to date, for people."""
+    return f"vbackup replicate {domain_argument(name)} --to {'HOST' if uri is None else shlex.quote(uri)}"
 
 
 def refuse_half_applied(found: Standby) -> None:
@@ -77,8 +83,8 @@ def refuse_half_applied(found: Standby) -> None:
     if found.mark.state is State.HALF_APPLIED:
         raise UnsuitableError(
             f"The standby {found.handle.name} is half applied: some blocks of its disks are as in backup"
-            f" {found.mark.backup}, and others as before. Run 'vbackup replicate {domain_argument(found.handle.name)}"
-            f" --to {found.handle.host.uri}' first, which ends it; it needs the repository only."
+            f" {found.mark.backup}, and others as before. Run '{replicate(found.handle.name, found.handle.host.uri)}'"
+            " first, which ends it; it needs the repository only."
         )
 
 
@@ -87,11 +93,11 @@ def refuse_running(found: Standby) -> None:
     from vbackup.operations import rollback  # which no backup needs
 
     if found.handle.is_active():
-        name, uri = domain_argument(found.handle.name), found.handle.host.uri
+        again = replicate(found.handle.name, found.handle.host.uri)
         raise UnsuitableError(
-            f"The standby {found.handle.name} at {uri} runs, but has not taken over: it was started by hand. Shut it"
-            f" down, with 'virsh -c {uri} shutdown {name}', and run 'vbackup replicate {name} --to {uri}', which undoes"
-            " what its guest has written."
+            f"The standby {found.handle.name} at {found.handle.host.uri} runs, but has not taken over: it was started"
+            f" by hand. Shut it down, with '{found.handle.virsh('shutdown')}', and run '{again}', which undoes what its"
+            " guest has written."
         )
     rollback.refuse_running(found.handle)
 
@@ -131,12 +137,3 @@ def define(host: Host, xml: str, handle: DomainHandle | None) -> DomainHandle:
     if handle is not None and handle.name != identity.of(xml).name:
         defining.undefine(handle)
     return defining.define(host, xml)
-
-
-def refuse_remote(host: Host) -> None:
-    """Raise UnsuitableError if the images of the host's domains are not on this host."""
-    if not host.is_local:
-        raise UnsuitableError(
-            f"{host.real_uri} is another host, and a failover is tried where the images are: run 'vbackup failover"
-            " --test' on that host, with the repository mounted there, and --to qemu:///system."
-        )

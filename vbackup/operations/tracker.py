@@ -6,7 +6,7 @@ from vbackup.domain import source
 from vbackup.domain.access import Access
 from vbackup.domain.host import DomainHandle, Host
 from vbackup.engine import leftovers
-from vbackup.errors import DomainNotFoundError, StorageError, UsageError, VbackupError
+from vbackup.errors import DomainNotFoundError, StorageError, UsageError, VbackupError, domain_argument
 from vbackup.operations import session_recovery
 from vbackup.report import Reporter
 from vbackup.sessions.store import Store
@@ -53,8 +53,8 @@ def forget(
                     reporter.step(f"Removed bitmap {removed}.")
         except VbackupError as err:
             reporter.warning(
-                f"Tracker {name} is forgotten, but its bitmaps stay: {err} They do no harm; 'vbackup bitmap remove'"
-                " removes them."
+                f"Tracker {name} is forgotten, but its bitmaps stay: {err} They do no harm;"
+                f" '{handle.host.command(f'vbackup bitmap remove {domain_argument(handle.name)} NAME')}' removes each."
             )
     return tracker
 

@@ -102,7 +102,8 @@ def run(request: TransactionRequest, *, attached: AttachedQemu, reporter: Report
         undo.push("end the jobs", lambda: jobs.cancel(attached.monitor, job_ids))
         _send(sent, attached)
         together = completion is Completion.TOGETHER
-        ended = jobs.follow(attached.monitor, job_ids, together=together, reporter=reporter, stop=stop)
+        devs = _devs(sent["actions"], attached)
+        ended = jobs.follow(attached.monitor, job_ids, together=together, reporter=reporter, stop=stop, devs=devs)
         undo.release()
     # Dismiss what the user did not ask to keep, as QEMU would have done.
     jobs.cancel(attached.monitor, [job_id for job_id in kept if ended[job_id].status is jobs.JobStatus.CONCLUDED])
@@ -199,6 +200,19 @@ def _job_ids(given: Sequence[Mapping[str, Any]]) -> list[str]:
     return [str(action["data"].get("job-id", action["data"]["device"])) for action in given if _is_job(action)]
 
 
+def _devs(given: Sequence[Mapping[str, Any]], attached: AttachedQemu) -> dict[str, str]:
+    """Return the disk that each job copies, by the job's id: of those that have it for themselves."""
+    nodes = {layer.node_name: dev for dev, disk in attached.disks().items() for layer in disk.layers}
+    found = {
+        job_id: nodes[action["data"]["device"]]
+        for action in given
+        if _is_job(action) and action["data"]["device"] in nodes
+        for job_id in _job_ids([action])
+    }
+    devs = list(found.values())
+    return {job_id: dev for job_id, dev in found.items() if devs.count(dev) == 1}
+
+
 def _keep_concluded(arguments: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Return arguments that keep the ended jobs in query-jobs, which has their result, and the ids of those changed.
 
@@ -231,6 +245,7 @@ def _refuse_harm(given: Sequence[Mapping[str, Any]], attached: AttachedQemu) -> 
         libvirt_nodes=attached.libvirt_nodes(),
         existing=attached.bitmaps(),
         existing_files={str(path) for path in _files_to_make(given, attached) if _exists(path)},
+        uri=attached.uri,
     )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from vbackup import names
-from vbackup.errors import UnsafeError, domain_argument
+from vbackup.errors import UnsafeError, command, domain_argument
 
 #: Actions that create an image file, and the member that names it.
 FILES = {"drive-backup": "target", "blockdev-snapshot-sync": "snapshot-file"}
@@ -34,18 +34,19 @@ def check(
     libvirt_nodes: Mapping[str, str],
     existing: Mapping[str, Collection[str]],
     existing_files: Collection[str],
+    uri: str | None = None,
 ) -> None:
     """Raise UnsafeError for the first action that would do harm.
 
     ``domain`` is the name of the domain whose block graph libvirt manages, None without libvirt; ``libvirt_nodes`` has
     the disk (or "") of each node that libvirt tracks; ``existing`` has the bitmaps by node; ``existing_files`` are the
-    files that QEMU would create but that exist.
+    files that QEMU would create but that exist; ``uri`` is that of libvirt, if it is not the default one.
     """
     for index, action in enumerate(actions):
         kind, data = action["type"], action["data"]
         path = f"actions[{index}]"
         if kind in _SNAPSHOTS and domain is not None:
-            _check_snapshot(kind, data, path, domain=domain, libvirt_nodes=libvirt_nodes)
+            _check_snapshot(kind, data, path, domain=domain, libvirt_nodes=libvirt_nodes, uri=uri)
         if kind in _CHANGES:
             _check_bitmap(data["node"], data[_CHANGES[kind]], f"{path}.data.{_CHANGES[kind]}", existing)
         if kind in FILES and data.get("mode") != "existing" and data[FILES[kind]] in existing_files:
@@ -57,7 +58,7 @@ def check(
 
 
 def _check_snapshot(
-    kind: str, data: Mapping[str, Any], path: str, *, domain: str, libvirt_nodes: Mapping[str, str]
+    kind: str, data: Mapping[str, Any], path: str, *, domain: str, libvirt_nodes: Mapping[str, str], uri: str | None
 ) -> None:
     member = next((name for name in ("node", "node-name", "device") if data.get(name)), "node")
     node = data.get(member, "")
@@ -67,11 +68,11 @@ def _check_snapshot(
     file, reuse = data.get("snapshot-file"), ""
     if file is None:
         file, reuse = "FILE", " --reuse-external"
+    words = f"virsh snapshot-create-as {domain_argument(domain)} --disk-only --no-metadata"
+    instead = command(f"{words} --diskspec {dev},file={file}{reuse}", uri)
     raise UnsafeError(
         f"{path}.data.{member}",
-        f"libvirt manages node {node} and would continue with an outdated block graph. Use"
-        f" 'virsh snapshot-create-as {domain_argument(domain)} --disk-only --no-metadata"
-        f" --diskspec {dev},file={file}{reuse}'",
+        f"libvirt manages node {node} and would continue with an outdated block graph. Use '{instead}'",
     )
 
 

@@ -184,9 +184,12 @@ def follow(
     together: bool,
     reporter: Reporter,
     stop: Stop,
+    devs: Mapping[str, str] | None = None,
     stall_s: float = STALL_S,
 ) -> dict[str, Job]:
     """Wait for jobs of any kind, and return each as it ended; they are not dismissed.
+
+    ``devs`` has the disk of a job id, for the progress; that of a job without one is called by its id.
 
     With ``together`` they end like those of a backup: all are finalised when all are pending, and if one fails the
     others are cancelled. Otherwise each job ends independently, and one that is pending counts as ended: whoever
@@ -204,7 +207,7 @@ def follow(
             return all(job.status is JobStatus.CONCLUDED for job in jobs.values())
         return _end_together(monitor, jobs)
 
-    labels = {job_id: job_id for job_id in job_ids}
+    labels = {job_id: (devs or {}).get(job_id, job_id) for job_id in job_ids}
     jobs = _watch(monitor, labels, step=step, reporter=reporter, stop=stop, stall_s=stall_s)
     return {job_id: jobs.get(job_id) or _gone(job_id) for job_id in job_ids}
 

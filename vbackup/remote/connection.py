@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from vbackup.errors import HelperError, LinkLostError, RemoteError, SshError
-from vbackup.remote import command
+from vbackup.remote import command, host_key
 
 log = logging.getLogger(__name__)
 
@@ -139,6 +139,9 @@ class Connection:
             pass
         status = self._process.returncode
         if status == _SSH_FAILED:
+            key = host_key.changed(self._words.decode(errors="replace"))
+            if key is not None:
+                return SshError(self.host, key.reason, try_first=self._try_first, remedy=key.remedy)
             return SshError(self.host, self.words(), try_first=self._try_first)
         said = self.words() or (bytes(self._rest) or noise).decode(errors="replace").strip()[-200:]
         return HelperError(self.host, f"it ended with status {status}" + (f": {said}" if said else ""))

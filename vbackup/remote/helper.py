@@ -114,6 +114,10 @@ class Qemu:
         except RefusedError as err:
             return "failed to get domain" not in str(err)
 
+    def destroy(self) -> None:
+        """End the domain. Raises RefusedError, also if it has ended."""
+        self._virsh("destroy")
+
     def _virsh(self, command: str, *arguments: str, fds: "tuple[int, ...]" = ()) -> str:
         argv = ["virsh", "--quiet", "--connect", self.uri, command, "--domain", self.uuid, *arguments]
         try:
@@ -307,6 +311,7 @@ class Helper:
         self._programs = {}  # type: dict[int, Program]
         self._sockets = set()  # type: set[str]
         self._marks = {}  # type: dict[str, dict[str, Any]]
+        self._copies = set()  # type: set[str]
         self._directory = None  # type: str | None
         self._stages = []  # type: list[str]
         self._made = []  # type: list[str]
@@ -440,7 +445,8 @@ class Helper:
     def _thaw(self, freeze: Freeze) -> None:
         """Thaw until the agent says that something was frozen, or no freeze can arrive any more."""
         begun = time.monotonic()
-        how = "its agent does not answer; it may be frozen, run 'virsh domfsthaw'"
+        by_hand = f"virsh --connect {freeze.qemu.uri} domfsthaw {freeze.qemu.uuid}"
+        how = f"its agent does not answer; it may be frozen, run '{by_hand}'"
         answered = 0.0
         while time.monotonic() - begun < GIVE_UP_S and not (freeze.is_over and answered):
             try:
@@ -491,6 +497,14 @@ class Helper:
         guard = self._guards.get(uuid)
         if guard is not None and not guard.is_something_left():
             self.do_unguard(uuid)
+
+    def do_claim_copy(self, uuid: str) -> None:
+        """Destroy a transient domain, which is about to be started, when the line ends, however it does."""
+        self._copies.add(uuid)
+
+    def do_release_copy(self, uuid: str) -> None:
+        """It has been destroyed."""
+        self._copies.discard(uuid)
 
     def do_pass_nbd(self, uuid: str, name: str, path: str) -> None:
         """Hand QEMU a socket that is connected to the server behind ``path``, after the server has greeted."""
@@ -859,6 +873,7 @@ class Helper:
                 self._begin_thaw(freeze, is_patient=True)
         if is_lost:
             self._end_session()
+        self._destroy_copies()
         with contextlib.suppress(OSError):
             self._announce_end()
         for program in list(self._programs.values()):
@@ -877,6 +892,11 @@ class Helper:
             _remove_directory(self._directory)
         for thread in self._thaws:
             thread.join()
+
+    def _destroy_copies(self) -> None:
+        for uuid in list(self._copies):
+            with contextlib.suppress(RefusedError):  # libvirt has done so, as with the end of its own connection
+                Qemu(self.uri, uuid).destroy()
 
     def _remove_stages(self) -> None:
         for stage in self._stages:
@@ -940,7 +960,9 @@ class Program:
 #: Requests that the main thread carries out: they are quick and their order counts, or a child has to be the main
 #: thread's, since PR_SET_PDEATHSIG is about the thread. None touches a path of the user's: storage that hangs would
 #: keep this thread from thawing.
-_AT_ONCE = frozenset(("watch_thaw", "unwatch", "unguard", "start", "kill", "forwarded", "remove_socket"))
+_AT_ONCE = frozenset((
+    "watch_thaw", "unwatch", "unguard", "claim_copy", "release_copy", "start", "kill", "forwarded", "remove_socket",
+))  # fmt: skip
 
 
 @contextlib.contextmanager

@@ -419,6 +419,16 @@ class Link:
         """Return True if the helper has thawed the guest."""
         return self._connection is not None and uuid in self._connection.thawed
 
+    # The copy of a boot test
+
+    def claim_copy(self, uuid: str) -> None:
+        """Have the helper destroy a transient domain, which is about to be started, when this link ends."""
+        self._call("claim_copy", f"watch over domain {uuid}", uuid=uuid)
+
+    def release_copy(self, uuid: str) -> None:
+        """The domain was destroyed."""
+        self._call("release_copy", f"end the watch over domain {uuid}", uuid=uuid)
+
     # Files and programs
 
     def run(self, argv: Sequence[str], stdin: bytes = b"", *, timeout_s: float = RUN_S) -> bytes:

@@ -6,7 +6,7 @@ the newest backup of another machine with the same UUID. Does no I/O.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -57,8 +57,8 @@ class Choice:
         return found
 
 
-def choose(catalogue: Catalogue, wanted: Wanted) -> Choice:
-    """Return what is restored.
+def choose(catalogue: Catalogue, wanted: Wanted, *, failed_back: Collection[str] = ()) -> Choice:
+    """Return what is restored. ``failed_back``: see vbackup.repository.hosts.break_of.
 
     Raises ChainError if there is no such backup, AmbiguousHostError if backups of several machines could be meant,
     PartialBackupError if the chosen backup leaves out disks and the user asked neither for it nor for its disks,
@@ -68,7 +68,7 @@ def choose(catalogue: Catalogue, wanted: Wanted) -> Choice:
     seen = _of_host(catalogue, wanted.host)
     backup = seen.find(wanted.backup_id, wanted.at)
     if wanted.backup_id is None or wanted.is_mixed:
-        _refuse_ambiguous(seen.history.backups, is_mixed=wanted.is_mixed)
+        _refuse_ambiguous(seen.history.backups, failed_back, is_mixed=wanted.is_mixed)
     candidates = [one for one in seen.history.backups if one.sequence <= backup.sequence]
     disks = _disks(backup, candidates, wanted)
     missing = tuple(dev for dev in backup.excluded if dev not in disks) if not wanted.disks else ()
@@ -98,8 +98,8 @@ def _of_host(catalogue: Catalogue, host: str | None) -> Catalogue:
     return replace(catalogue, history=History(backups, source_option=catalogue.history.source_option))
 
 
-def _refuse_ambiguous(backups: Sequence[Backup], *, is_mixed: bool) -> None:
-    change = hosts.break_of(backups)
+def _refuse_ambiguous(backups: Sequence[Backup], failed_back: Collection[str], *, is_mixed: bool) -> None:
+    change = hosts.break_of(backups, failed_back=failed_back)
     if change is not None:
         labels = hosts.labels(backups)
         newest = {labels[backup.host]: backup.id for backup in backups if backup.host is not None}

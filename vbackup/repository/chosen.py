@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vbackup.model import Backup
 from vbackup.report import Reporter
-from vbackup.repository import choice, readers, verification, verify
+from vbackup.repository import choice, readers, standbys, verification, verify
 from vbackup.repository.choice import Choice, Wanted
 from vbackup.repository.history import Link
 from vbackup.repository.repository import Repository
@@ -85,5 +85,5 @@ def shown(repository: Repository, uuid: str, wanted: Wanted, *, reporter: Report
 
 def _choose(repository: Repository, uuid: str, wanted: Wanted) -> Chosen:
     catalogue = repository.catalogue(uuid)
-    found = choice.choose(catalogue, wanted)
+    found = choice.choose(catalogue, wanted, failed_back=standbys.failed_back(repository.path / uuid))
     return Chosen(found, {dev: catalogue.history.links(one.id, dev) for dev, one in found.disks.items()})

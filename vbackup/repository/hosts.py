@@ -3,8 +3,8 @@
 A domain that migrates takes its UUID and its bitmaps with it, so its next backup starts from one of the host before. A
 copy of a machine that was not given a new UUID has backups in between that start from nothing of the other's:
 then the newest backup may be of either machine, and each goes on from the newest of its own host. Where disks of one
-host were restored to the newest backup of the other, as by a failback, the next backup starts from that: it is one
-machine again, whatever both have done before. Does no I/O.
+host were restored to the newest backup of the other, the next backup starts from that: it is one machine again,
+whatever both have done before. A failback does that, and is on record, so that no next backup is needed. Does no I/O.
 """
 
 from __future__ import annotations
@@ -79,10 +79,12 @@ class Change:
     after: Backup
 
 
-def break_of(backups: Sequence[Backup]) -> Change | None:
+def break_of(backups: Sequence[Backup], *, failed_back: Collection[str] = ()) -> Change | None:
     """Return the first change of host after which the chain does not go on, also not later; None without one.
 
     ``backups`` are in the order of their commits. Backups that name no host prove nothing, and are passed over.
+    ``failed_back``: the ids of backups of standbys that the originals got by a failback. From then on the two are one
+    machine, whatever the next backup starts from.
     """
     by_id = {backup.id: backup for backup in backups}
     breaks: list[Change] = []
@@ -91,8 +93,11 @@ def break_of(backups: Sequence[Backup]) -> Change | None:
         if backup.host is None:
             continue
         breaks = [one for one in breaks if not _joins(backup, one, backups[:number])]
-        if before is not None and not _goes_on(backup, before, by_id):
+        was_here = before is not None and before.id in failed_back and _was_here(backup, backups[:number])
+        if before is not None and not was_here and not _goes_on(backup, before, by_id):
             breaks.append(Change(before, backup))
+        if backup.id in failed_back:
+            breaks = [one for one in breaks if not _is_of(one.before, backup) and not _is_of(one.after, backup)]
         before = backup
     return breaks[0] if breaks else None
 
@@ -107,6 +112,11 @@ def _joins(backup: Backup, change: Change, earlier: Sequence[Backup]) -> bool:
             newest = next((one for one in reversed(earlier) if _is_of(other, one)), other)
             return any(image.base == newest.id for image in backup.disks)
     return False
+
+
+def _was_here(backup: Backup, earlier: Sequence[Backup]) -> bool:
+    """Return True if its host has backups that are older: if those are another machine's, there was a break before."""
+    return any(_is_of(one, backup) for one in earlier)
 
 
 def _is_of(one: Backup, other: Backup) -> bool:

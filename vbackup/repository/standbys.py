@@ -34,6 +34,7 @@ class Record:
     applied: datetime | None = None  #: when that was
     failback: str | None = None  #: id of the backup that the original is to get, of a failback that has not ended
     taken_over: datetime | None = None  #: when it took over; None: it has not, or is a standby again
+    failed_back: str | None = None  #: id of the backup of the standby that the original got by the last failback
 
 
 def read(directory: Path) -> list[Record]:
@@ -63,6 +64,14 @@ def read(directory: Path) -> list[Record]:
 def find(directory: Path, uri: str) -> Record | None:
     """Return the standby of a domain at that libvirt, None if there is none. Raises what ``read`` raises."""
     return next((one for one in read(directory) if one.uri == uri), None)
+
+
+def failed_back(directory: Path) -> frozenset[str]:
+    """Return the ids of the backups of standbys that the original got by a failback; none if that cannot be read."""
+    try:
+        return frozenset(one.failed_back for one in read(directory) if one.failed_back is not None)
+    except (ChainError, StorageError):
+        return frozenset()
 
 
 def put(directory: Path, record: Record) -> None:
@@ -98,16 +107,18 @@ def _document(one: Record) -> dict[str, Any]:
         "applied": None if one.applied is None else manifest.iso(one.applied),
         "failback": one.failback,
         "taken_over": None if one.taken_over is None else manifest.iso(one.taken_over),
+        "failed_back": one.failed_back,
     }
 
 
 def _parse(fields: Fields) -> Record:
-    backup, failback = map(fields.optional_text, ("backup", "failback"))
-    for one in (backup, failback):
+    backup, failback, failed_back = map(fields.optional_text, ("backup", "failback", "failed_back"))
+    for one in (backup, failback, failed_back):
         if one is not None and not names.BACKUP_ID.fullmatch(one):
             raise ChainError(f"{NAME} names the backup {one[:50]!r}, which is not an id of a backup.")
     uri, directory = fields.text("uri"), Path(fields.text("directory"))
-    return Record(uri, directory, backup, _time(fields, "applied"), failback, _time(fields, "taken_over"))
+    times = {name: _time(fields, name) for name in ("applied", "taken_over")}
+    return Record(uri, directory, backup, times["applied"], failback, times["taken_over"], failed_back)
 
 
 def _time(fields: Fields, name: str) -> datetime | None:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -158,32 +155,3 @@ def test_libvirt_of_another_host_is_refused(recorded: Recorded) -> None:
     unused: Any = None
     with pytest.raises(UnsuitableError, match="another host"):
         boot_test.run(BootRequest(), UUID, host=Remote(), repository=unused, reporter=unused, stop=unused)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(("mode", "is_qemus"), [(0o644, False), (0o600, True), (0o600, False)])
-def test_secret_file_of_the_host_does_not_reach_a_guest(tmp_path: Path, mode: int, is_qemus: bool) -> None:
-    """A repository from elsewhere could name /etc/shadow as the initial RAM disk."""
-    path = tmp_path / "initrd"
-    path.write_bytes(b"data")
-    path.chmod(mode)
-    test = boot_test._Test.__new__(boot_test._Test)
-    test._owner = (os.geteuid(), 0) if is_qemus else None
-    test._found = SimpleNamespace(backup=SimpleNamespace(domain_name="web"))  # type: ignore[assignment]
-    if mode == 0o644 or is_qemus:
-        assert test._host_file("initrd", path) == b"data"
-    else:
-        with pytest.raises(UnsuitableError, match="not everybody may read"):
-            test._host_file("initrd", path)
-    with pytest.raises(UnsuitableError, match="copy it to that path"):
-        test._host_file("kernel", tmp_path / "gone")
-    with pytest.raises(UnsuitableError, match="copy it to that path"):
-        test._host_file("kernel", tmp_path)
-
-
-def test_directory_is_unlisted_for_other_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(boot_test.os, "geteuid", lambda: 1000)
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    assert boot_test._directory(UUID) == tmp_path / f"vbackup-boot-{UUID}"
-    with boot_test._made(tmp_path / "d", None):
-        assert (tmp_path / "d").stat().st_mode & 0o777 == 0o700
-    assert not (tmp_path / "d").exists()

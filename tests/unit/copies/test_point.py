@@ -38,6 +38,12 @@ def test_names_are_all_objects_but_the_manifest() -> None:
     assert "vda.blocks" not in point.names_of(backup(1))
 
 
+def test_object_is_of_a_disk_or_of_none() -> None:
+    named = dict.fromkeys([*BACKUP.digests, "live.xml", "manifest.json"])
+    assert {name: point.dev_of(BACKUP, name) for name in named} == named
+    assert [point.dev_of(BACKUP, name) for name in ("vda.qcow2", "vda.blocks")] == ["vda", "vda"]
+
+
 def test_origin_is_the_image_in_the_repository() -> None:
     assert point.origin_of(BACKUP.disks[0]) == Origin(None, "blake3:1")
     assert point.origin_of(image()) == Origin(None, None)

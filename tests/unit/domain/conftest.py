@@ -64,7 +64,7 @@ class Domain:
 
     def __init__(self) -> None:
         self.host = self
-        self.is_local, self.has_link = True, False
+        self.is_local, self.has_link, self.uri = True, False, None
         self.active = False
 
     def is_active(self) -> bool:

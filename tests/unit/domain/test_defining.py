@@ -5,6 +5,7 @@ libvirt's test driver does what the one of QEMU does here; tests/end_to_end/test
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import libvirt
@@ -124,7 +125,8 @@ def test_domain_with_the_same_uuid_or_name_is_in_the_way(host: Host, runs: bool)
         with pytest.raises(UnsuitableError) as caught:
             defining.refuse_taken(host, wanted, is_new=False)
         assert said in str(caught.value)
-        assert ("'virsh shutdown web' and then 'virsh undefine web' makes room" in str(caught.value)) is (
+        at = f"virsh -c {shlex.quote(str(host.uri))}"
+        assert (f"'{at} shutdown web' and then '{at} undefine web' makes room" in str(caught.value)) is (
             runs and wanted.uuid == UUID
         )
     with pytest.raises(UnsuitableError, match=r"already has a domain web, .*: choose another name with --name"):

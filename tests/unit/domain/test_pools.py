@@ -90,6 +90,9 @@ class FakeHost:
         self.connection: Any = self
         self.has_link = not is_local
 
+    def command(self, words: str) -> str:
+        return words
+
     def storagePoolLookupByName(self, name: str) -> FakePool:  # noqa: N802
         if name != "p":
             raise Refused(libvirt.VIR_ERR_NO_STORAGE_POOL)

@@ -50,6 +50,9 @@ class Handle:
     def resume(self) -> None:
         self.resumed += 1
 
+    def virsh(self, word: str) -> str:
+        return f"virsh -c qemu+ssh://hv1/system {word} web"
+
 
 def running(handle: Handle, monitor: object = None) -> RunningSource:
     return RunningSource(handle, builders.domain("vda"), monitor)  # type: ignore[arg-type]
@@ -135,7 +138,7 @@ def test_guest_that_is_resumed_after_the_journal_was_written_is_not_frozen() -> 
 
 
 def test_paused_domain_cannot_be_frozen_if_that_is_required() -> None:
-    said = r"the domain is paused, so its guest agent cannot answer\. Let it run \('virsh resume'\)"
+    said = r"the domain is paused, so its guest agent cannot answer\. Let it run \('virsh -c \S+ resume web'\)"
     source, recorder = halted("paused"), Recorder()
     with pytest.raises(QuiesceError, match=said), source.frozen(Quiesce.REQUIRED, recorder):
         raise AssertionError("the transaction would be sent")
@@ -186,10 +189,10 @@ def test_paused_guest_of_a_dead_run_is_left_with_the_command_that_thaws_it(turn:
     recorder, source = Recorder(), halted("crashed")
     source.handle.uuid = builders.UUID  # type: ignore[misc]
     source.thaw(recorder, mark=FreezeMark.UNMARKED)
-    assert "virsh domfsthaw" in recorder.warnings[0]
+    assert "'virsh -c qemu+ssh://hv1/system domfsthaw web' thaws them" in recorder.warnings[0]
     turn.frozen()
     source.thaw(recorder, mark=FreezeMark.MARKED)
-    assert "virsh domfsthaw" in recorder.warnings[1]
+    assert "'virsh -c qemu+ssh://hv1/system domfsthaw web' thaws them" in recorder.warnings[1]
     assert turn.may_be_left_frozen(), "the next backup asks again"
 
 

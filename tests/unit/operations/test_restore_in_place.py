@@ -49,11 +49,12 @@ def test_namesake_with_another_uuid_is_told(repo: Repository) -> None:
     commit(repo, backup(1))
     repo.remember_name(UUID, "web")
     other = "11111111-2222-4333-8444-555555555555"
+    there = SimpleNamespace(command=lambda words: words)
     for name, said in (
         ("web", f"another domain of that name, with the UUID {UUID}, .*restore {UUID} -r .* --define --name=NEW'"),
         ("db", "lists the domains that have backups"),
     ):
-        host = SimpleNamespace(domain=lambda _wanted, name=name: SimpleNamespace(name=name, uuid=other))
+        host = SimpleNamespace(domain=lambda _wanted, name=name: SimpleNamespace(name=name, uuid=other, host=there))
         with pytest.raises(DomainNotFoundError, match=rf"No domain '{name} \({other}\)' in .*{said}"):
             restore_in_place.run(
                 InPlaceRequest("web"), host=as_handle(host), repository=repo, reporter=Recorder(), stop=Stop()

@@ -11,7 +11,7 @@ from tests.unit.builders import NOON, UUID, Recorder, backup_id
 from tests.unit.fake_domain import FakeDomain, run
 from vbackup.domain import standby_xml
 from vbackup.domain.standby_xml import Mark, State
-from vbackup.errors import UnsuitableError
+from vbackup.errors import UnsuitableError, command
 from vbackup.operations import failover, replicate, standby
 from vbackup.operations.failover import FailoverRequest
 from vbackup.operations.replicate import ReplicateRequest
@@ -38,6 +38,9 @@ class FakeHost:
 
     def domains(self) -> list[Any]:
         return [self]
+
+    def virsh(self, word: str) -> str:
+        return command(f"virsh {word} web", URI)
 
     def definition_xml(self) -> str:
         return self.xml

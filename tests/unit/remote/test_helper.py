@@ -112,6 +112,16 @@ def test_slow_request_delays_no_other(helper: Connection, virsh: Virsh) -> None:
     slow.join()  # longer than the line may be silent: the beat goes on
 
 
+def test_copy_that_was_not_destroyed_goes_with_the_line(helper: Connection, virsh: Virsh) -> None:
+    for uuid in (UUID, UUID.replace("c", "d")):
+        helper.call("claim_copy", what="watch", uuid=uuid)
+    helper.call("release_copy", what="watch", uuid=UUID)
+    helper.close()
+    assert [line for line in virsh.asked() if " destroy " in line] == [
+        f"--quiet --connect qemu:///system destroy --domain {UUID.replace('c', 'd')}"
+    ]
+
+
 def test_guest_that_is_frozen_for_too_long_is_thawed(helper: Connection, virsh: Virsh) -> None:
     virsh.answer("guest-fsfreeze-thaw", '{"return": 2}')
     helper.call("watch_thaw", what="watch", uuid=UUID, limit_s=0.2)

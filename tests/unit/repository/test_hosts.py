@@ -73,6 +73,21 @@ def test_backup_of_a_disk_that_was_restored_to_the_newest_of_the_other_host_join
     assert hosts.break_of([FULL, on(B, backup(2)), on(B, incremental(3, FULL))]) is None  # the copy was restored
 
 
+def test_failback_that_is_on_record_joins_the_chains() -> None:
+    """The original has got the newest backup of the standby, and was not backed up since, or has got a full."""
+    apart = failed_over()
+    done = {apart[-1].id}
+    assert hosts.break_of(apart, failed_back=done) is None
+    assert hosts.break_of([*apart, on(A, backup(5))], failed_back=done) is None
+    assert hosts.break_of([FULL, apart[1], on(A, backup(5))], failed_back={apart[1].id}) is None
+    for further in (
+        [*apart, on(HostIdentity("c", "3" * 32), backup(5))],  # a copy of the machine
+        [*apart, on(A, backup(5)), on(B, incremental(6, apart[-1]))],  # the standby runs on
+        [on(HostIdentity("c", "3" * 32), backup(9)), *apart],
+    ):
+        assert hosts.break_of(further, failed_back=done) is not None
+
+
 def test_what_does_not_start_from_the_newest_of_the_other_host_joins_nothing() -> None:
     apart = failed_over()
     joined = [*apart, on(A, incremental(5, apart[-1]))]

@@ -12,7 +12,7 @@ from vbackup.repository import standbys
 from vbackup.repository.standbys import Record
 
 ONE = Record("qemu+ssh://hv2/system", Path("/standby/web"), backup_id(1), NOON)
-TWO = Record("qemu:///system", Path("/two"), failback=backup_id(2), taken_over=NOON)
+TWO = Record("qemu:///system", Path("/two"), failback=backup_id(2), taken_over=NOON, failed_back=backup_id(1))
 
 
 def test_records_are_as_they_were_written(tmp_path: Path) -> None:
@@ -33,6 +33,15 @@ def test_record_of_an_earlier_version_says_nothing_of_a_failover(tmp_path: Path)
     text = '{"schema": "vbackup.standby/1", "standbys": [{"uri": "a", "directory": "/", "backup": null}]}'
     (tmp_path / standbys.NAME).write_text(text)
     assert standbys.read(tmp_path) == [Record("a", Path("/"))]
+
+
+def test_backups_that_originals_got_by_a_failback(tmp_path: Path) -> None:
+    assert standbys.failed_back(tmp_path) == frozenset()
+    standbys.put(tmp_path, ONE)
+    standbys.put(tmp_path, TWO)
+    assert standbys.failed_back(tmp_path) == {backup_id(1)}
+    (tmp_path / standbys.NAME).write_text("{")
+    assert standbys.failed_back(tmp_path) == frozenset()
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Sequence
 from datetime import datetime, timezone
 
@@ -10,7 +11,7 @@ from vbackup.api import ReplicateRequest, StandbyStatus, documents
 from vbackup.cli import output
 from vbackup.cli.arguments import domain_of, optional_domain_of
 from vbackup.cli.context import Context
-from vbackup.errors import Status, UsageError
+from vbackup.errors import Status, UsageError, domain_argument
 
 
 def run(options: argparse.Namespace, context: Context) -> int:
@@ -73,4 +74,5 @@ def _print(found: Sequence[StandbyStatus]) -> None:
         if one.reason is not None:
             print(output.plain(f"{one.uri}: {one.reason}"))
         if one.failback is not None:
-            print(output.plain(f"{one.name}: the original still has to get backup {one.failback}: 'vbackup failback'."))
+            again = f"vbackup failback {domain_argument(one.name)} --from {shlex.quote(one.uri)}"
+            print(output.plain(f"{one.name}: the original still has to get backup {one.failback}: '{again}'."))
