@@ -47,9 +47,9 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              mount_place  mount_lock  device  destination  restoring  replacement  appliance
                              guest_address  guest  guest_files  unpacking  throwaway  fsck  live_point  scratch  there
                              target_server  target_tls  live_point_there
-      stores                 where copies lie: store  directory  opening  sealed  age_header  age_stream  age_keys
-                             key_files  bech32  settings  ssh  sftp  cloud  cloud_kinds  s3  s3_upload  s3_requests  aws
-                             signing
+      stores                 where copies lie: store  directory  beneath  opening  sealed  age_header  age_stream
+                             age_keys  key_files  bech32  settings  ssh  sftp  cloud  cloud_kinds  s3  s3_upload
+                             s3_requests  aws  signing
     domain | http | repository | sessions | runs
       domain                 libvirt's side: host  domain_xml  restored_xml  host_state  qemu_arguments  selection
                              definition  nvram  source  access  opening  offline  attached  passthrough  detached
