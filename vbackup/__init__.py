@@ -35,7 +35,7 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              session_survey  session_scratch  session_lock  session_server  session_close  delivery
                              fleecing_area  rollback_reach
       copies                 points at a target: target  point  points  ledger  planning  claim  staging  composing
-                             outgoing  upload  download  view  place  holding  lock_rule
+                             outgoing  upload  download  parts  view  place  holding  lock_rule
       notices                tell people, once: sending  delivery  occasion  told  memory  text  document  attempts
                              requests  ping  webhook  mail  others  apprise_program  listing
       schedule               units of systemd, lines of cron: units  cron  calendars  quoting  places  systemd
@@ -75,7 +75,7 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
     qemu                     QEMU's side: monitor  reply  qmp_socket  jobs  transaction  block_graph  debug_graph
                              partial_graph  activity  backing_chain  probing  storage_daemon  device_mark  iothreads
                              qemu_img  qcow2  qcow2_layer  qcow2_bitmap  qcow2_clusters  raw_layer  stored_bitmap
-                             nbd_address  nbd_client  nbd_blocks  image_lock  nbd_layer  exports
+                             nbd_address  nbd_client  nbd_blocks  nbd_server  image_lock  nbd_layer  exports
     qapi | hooks | schemas | scripts | config
       qapi                   transactions as data: actions  schema  introspection  rules  checker  safety  wording
       hooks                  libvirt's hook script: install  daemons  marks  half_restored  events

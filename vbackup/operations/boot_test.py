@@ -344,7 +344,10 @@ class _Test:
         files.refuse_unwritable(overlays)
         layers = self._other_layers
         if layers is None:
-            layers = {dev: layers_of(self._found.paths(self._repository, dev)) for dev in self._found.chains}
+            layers = {
+                dev: layers_of(self._found.paths(self._repository, dev), self._repository.served)
+                for dev in self._found.chains
+            }
         with OpenedPoint(layers, reporter=self._reporter) as point:
             for dev in layers:
                 throwaway.take_writes(point, dev, overlays)

@@ -259,7 +259,7 @@ def _write_all(
     """
     link, output = work.link, work.output
     checkpoints: list[str] = []
-    layers = {dev: layers_of(point.paths(work.repository, dev)) for dev in point.chains}
+    layers = {dev: layers_of(point.paths(work.repository, dev), work.repository.served) for dev in point.chains}
     with ExitStack() as stack:
         stage = Path(link.stage(os.fspath(output)))
         here = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vbackup-")))
