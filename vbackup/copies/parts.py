@@ -121,8 +121,11 @@ class PartsFile:
 class Parts:
     """Serves images of a target in parts until the end of its block."""
 
-    def __init__(self, store: Store, directory: Path, *, reporter: Reporter) -> None:
-        """``directory``: of the socket; only this user may enter it."""
+    def __init__(
+        self, store: Store, directory: Path, *, reporter: Reporter, check: Callable[[], None] = lambda: None
+    ) -> None:
+        """``directory``: of the socket; only this user may enter it. ``check`` is called by ``add``, and may raise."""
+        self._check = check
         self._store, self._socket = store, directory / "nbd"
         self._files: dict[str, PartsFile] = {}
         self._warned: set[str] = set()
@@ -149,6 +152,7 @@ class Parts:
 
     def _add(self, each: Wanted) -> tuple[Path, NbdAddress]:
         assert each.path is not None
+        self._check()
         there = self._store.size(each.key)
         if there != each.record.size_bytes:
             how = "is missing" if there is None else f"has {there} bytes instead of {each.record.size_bytes}"

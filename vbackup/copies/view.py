@@ -94,7 +94,7 @@ class View:
         small = [each for each in images if each.record.size_bytes <= parts.SMALL_BYTES]
         download.fetch(small, self.means())
         place = self.stack.enter_context(scratch.directory(scratch.place_of_sockets()))
-        served = Parts(self.target.store, place, reporter=self.reporter)
+        served = Parts(self.target.store, place, reporter=self.reporter, check=self.stop.check)
         self.stack.callback(served.close)
         self.repository.served.update(served.add([each for each in images if each not in small]))
         self.repository.has_images = True

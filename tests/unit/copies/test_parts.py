@@ -15,7 +15,7 @@ from vbackup.copies import parts
 from vbackup.copies.download import Wanted
 from vbackup.copies.parts import Parts, PartsFile
 from vbackup.copies.point import ObjectRecord
-from vbackup.errors import ChainError, StorageError
+from vbackup.errors import ChainError, InterruptedBySignalError, StorageError
 
 PART = 1000
 DATA = os.urandom(20 * PART + 17)
@@ -128,3 +128,16 @@ def test_object_of_another_size_is_refused(store: Store, tmp_path: Path, key: st
             served.add([Wanted(key, ObjectRecord(7, "sha256:" + "0" * 64), "vda", tmp_path / "image")])
     finally:
         served.close()
+
+
+def test_stop_ends_it_before_anything_is_fetched(store: Store, tmp_path: Path) -> None:
+    def check() -> None:
+        raise InterruptedBySignalError(2)
+
+    served = Parts(store, tmp_path, reporter=Recorder(), check=check)
+    try:
+        with pytest.raises(InterruptedBySignalError):
+            served.add([Wanted("a", ObjectRecord(len(DATA), "sha256:" + "0" * 64), "vda", tmp_path / "image")])
+    finally:
+        served.close()
+    assert store.ranges == []
