@@ -23,7 +23,7 @@ import pytest
 # libvirt reads it when it is first imported, which a test may do before vbackup.domain.host does.
 os.environ.setdefault("LIBVIRT_LOG_OUTPUTS", "4:file:/dev/null")
 
-from tests import documents, namespaces, weed
+from tests import azure, documents, gcs, namespaces, weed
 from vbackup.cli import main
 from vbackup.repository import place
 from vbackup.repository.place import Place
@@ -268,4 +268,20 @@ def s3_server() -> Iterator[weed.Weed]:
     if reason is not None:
         pytest.skip(reason)
     with weed.server() as started:
+        yield started
+
+
+@pytest.fixture(name="google")
+def google_cloud_storage(weed: weed.Weed) -> Iterator[gcs.Google]:
+    """A server of Google Cloud Storage."""
+    with gcs.server(weed) as started:
+        yield started
+
+
+@pytest.fixture(name="azure")
+def azure_blob_storage(tmp_path: Path) -> Iterator[azure.Azure]:
+    """A server of Azure Blob Storage."""
+    place = tmp_path / "azurite"
+    place.mkdir()
+    with azure.server(place) as started:
         yield started

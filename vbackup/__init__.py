@@ -36,7 +36,7 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              session_survey  session_scratch  session_lock  session_server  session_close  delivery
                              fleecing_area  rollback_reach
       copies                 points at a target: target  point  points  ledger  planning  claim  staging  composing
-                             outgoing  upload  download  view  place  holding  lock_rule
+                             outgoing  upload  download  parts  view  place  holding  lock_rule
       notices                tell people, once: sending  delivery  occasion  told  memory  text  document  attempts
                              requests  ping  webhook  mail  others  apprise_program  listing
       schedule               units of systemd, lines of cron: units  cron  calendars  quoting  places  systemd
@@ -48,9 +48,9 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              mount_place  mount_lock  device  destination  restoring  replacement
                              replacement_there  appliance  guest_address  guest  guest_files  unpacking  throwaway
                              fsck  live_point  scratch  there  target_server  target_tls  live_point_there
-      stores                 where copies lie: store  directory  opening  sealed  age_header  age_stream  age_keys
-                             key_files  bech32  settings  ssh  sftp  cloud  cloud_kinds  s3  s3_upload  s3_requests  aws
-                             signing
+      stores                 where copies lie: store  directory  beneath  opening  sealed  age_header  age_stream
+                             age_keys  key_files  bech32  settings  ssh  sftp  cloud  cloud_kinds  s3  s3_upload
+                             s3_requests  aws  signing
     domain | http | repository | sessions | runs
       domain                 libvirt's side: host  domain_xml  restored_xml  host_state  qemu_arguments  selection
                              definition  nvram  source  access  opening  offline  attached  passthrough  detached
@@ -77,7 +77,7 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
     qemu                     QEMU's side: monitor  reply  qmp_socket  jobs  transaction  block_graph  debug_graph
                              partial_graph  activity  backing_chain  probing  storage_daemon  device_mark  iothreads
                              qemu_img  qcow2  qcow2_layer  qcow2_bitmap  qcow2_clusters  raw_layer  stored_bitmap
-                             nbd_address  nbd_client  nbd_blocks  image_lock  nbd_layer  exports
+                             nbd_address  nbd_client  nbd_blocks  nbd_server  image_lock  nbd_layer  exports
     qapi | hooks | schemas | scripts | config
       qapi                   transactions as data: actions  schema  introspection  rules  checker  safety  wording
       hooks                  libvirt's hook script: install  daemons  marks  half_restored  events

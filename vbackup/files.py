@@ -34,18 +34,20 @@ _KINDS = {
 }
 
 
-def open_regular(path: Path | str, flags: int = os.O_RDONLY) -> int:
+def open_regular(path: Path | str, flags: int = os.O_RDONLY, *, dir_fd: int | None = None) -> int:
     """Open the file and return its descriptor; a new file (O_CREAT) has mode 0600.
+
+    ``dir_fd``: the open directory in which the path is, as for os.open.
 
     Raises OSError if it cannot be opened or is not a regular file. The type is checked before opening, which may
     already have an effect, and again afterwards, because the file may have been replaced.
     """
     try:
-        _check(os.lstat(path).st_mode)
+        _check(os.stat(path, dir_fd=dir_fd, follow_symlinks=False).st_mode)
     except FileNotFoundError:
         if not flags & os.O_CREAT:
             raise
-    fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, 0o600)
+    fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, 0o600, dir_fd=dir_fd)
     try:
         _check(os.fstat(fd).st_mode)
     except BaseException:

@@ -27,9 +27,12 @@ FOR_EVER = datetime.max.replace(tzinfo=timezone.utc)
 _CANNOT = frozenset((errno.ENOTTY, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS))
 
 
-def make(path: Path, until: datetime) -> None:
-    """Make a regular file immutable, at least until then; it is on storage when this returns. Raises OSError."""
-    fd = open_regular(path)
+def make(path: Path | str, until: datetime, *, dir_fd: int | None = None) -> None:
+    """Make a regular file immutable, at least until then; it is on storage when this returns. Raises OSError.
+
+    ``dir_fd``: the open directory in which the path is, as for os.open; the same for the others.
+    """
+    fd = open_regular(path, dir_fd=dir_fd)
     try:
         if _flags(fd) & _FS_IMMUTABLE_FL:
             if _end(fd) >= until:
@@ -42,12 +45,12 @@ def make(path: Path, until: datetime) -> None:
         os.close(fd)
 
 
-def until(path: Path) -> datetime | None:
+def until(path: Path | str, *, dir_fd: int | None = None) -> datetime | None:
     """Return until when a file is immutable: None if it is not, FOR_EVER if vbackup has not made it so.
 
     Raises OSError if it cannot be opened.
     """
-    fd = open_regular(path)
+    fd = open_regular(path, dir_fd=dir_fd)
     try:
         if not _flags(fd) & _FS_IMMUTABLE_FL:
             return None
@@ -56,15 +59,14 @@ def until(path: Path) -> datetime | None:
         os.close(fd)
 
 
-def release(path: Path) -> bool:
+def release(path: Path | str, *, dir_fd: int | None = None) -> bool:
     """Let a file be removed whose time is over; return whether it can be removed now. Raises OSError."""
-    end = until(path)
-    if end is None:
-        return True
-    if end > datetime.now(timezone.utc):
-        return False
-    fd = open_regular(path)
+    fd = open_regular(path, dir_fd=dir_fd)
     try:
+        if not _flags(fd) & _FS_IMMUTABLE_FL:
+            return True
+        if _end(fd) > datetime.now(timezone.utc):
+            return False
         _set_flags(fd, _flags(fd) & ~_FS_IMMUTABLE_FL)
     except PermissionError:
         return False

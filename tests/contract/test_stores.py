@@ -57,7 +57,9 @@ STORES: dict[str, Callable[[pytest.FixtureRequest, Path], Store]] = {
     "directory": lambda request, tmp_path: directory_store(tmp_path),
     "ssh": lambda request, tmp_path: ssh_store(tmp_path),
     "s3": lambda request, tmp_path: s3_store(request),
-    # As for Azure and Google Cloud, for which there is no server here.
+    "gs": lambda request, tmp_path: request.getfixturevalue("google").store(),
+    "az": lambda request, tmp_path: request.getfixturevalue("azure").store(),
+    # As for Azure and Google Cloud, without a server.
     "obstore": lambda request, tmp_path: CloudStore("mem://x", MemoryStore(), "copies/here"),  # type: ignore[arg-type]
     "sealed in memory": lambda request, tmp_path: sealed(FakeStore()),
     "sealed in a directory": lambda request, tmp_path: sealed(directory_store(tmp_path)),

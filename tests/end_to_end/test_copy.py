@@ -14,11 +14,13 @@ import io
 import os
 import random
 import shutil
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -27,22 +29,34 @@ import pytest
 from tests.fake_store import FakeStore
 from tests.trees import BLOCK, State, Tree, random_changes
 from tests.unit.builders import NOON, Recorder
-from vbackup.copies import outgoing, view
+from vbackup.copies import outgoing, parts, view
 from vbackup.copies.ledger import of_targets
 from vbackup.copies.target import MANIFEST, UPLOAD
 from vbackup.copies.view import View
-from vbackup.errors import BusyError, ChainError, InterruptedBySignalError, NeededError, StorageError, VbackupError
-from vbackup.operations import consolidation, copy, copy_prune, copy_verify, fetch
+from vbackup.errors import (
+    BusyError,
+    ChainError,
+    InterruptedBySignalError,
+    MalformedError,
+    NeededError,
+    StorageError,
+    VbackupError,
+)
+from vbackup.operations import consolidation, copy, copy_prune, copy_verify, fetch, serve
 from vbackup.operations.copy import Copied, CopyRequest
 from vbackup.operations.copy_prune import CopiesPruned, CopyPruneRequest
 from vbackup.operations.copy_verify import CopyVerifyRequest
 from vbackup.operations.fetch import FetchRequest
+from vbackup.qemu.nbd_address import NbdAddress
+from vbackup.qemu.nbd_client import NbdClient
 from vbackup.repository import image_check
 from vbackup.repository.choice import Wanted
 from vbackup.repository.repository import COPIES, Repository
 from vbackup.repository.retention import Rules
 from vbackup.stop import Stop
+from vbackup.stores.age_keys import Identity
 from vbackup.stores.directory import DirectoryStore
+from vbackup.stores.sealed import Keys
 from vbackup.stores.store import Deletion, Source, Store
 
 SIZE = 1024 * 1024
@@ -391,6 +405,63 @@ def test_restore_fetches_the_chain_of_the_disk_and_nothing_else(tmp_path: Path) 
     store.calls.clear()
     with viewed(store, tmp_path):
         assert [call for call in store.calls if call[0] == "get"] == [("get", "vbackup.json")]  # manifests are kept
+
+
+@pytest.mark.parametrize("is_sealed", [False, True])
+def test_disks_are_read_at_the_target_and_only_what_is_read_is_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_sealed: bool
+) -> None:
+    monkeypatch.setattr(parts, "SMALL_BYTES", 0)
+    monkeypatch.setattr(parts, "PART_BYTES", BLOCK)
+    identity = Identity(bytes(range(32)))
+    keys = Keys((identity.recipient,), (identity,)) if is_sealed else Keys()
+    tree, store = chain(tmp_path / "repo"), FakeStore()
+    copy.run(
+        CopyRequest(tree.uuid), repository=tree.repository, store=store, keys=keys, reporter=Recorder(), stop=Stop()
+    )
+    newest, recorder = tree.ids()[-1], Recorder()
+    with view.opened(store, tmp_path / "cache", keys=keys, reporter=recorder, stop=Stop()) as opened:
+        shown = opened.show(tree.uuid, Wanted())
+        request = serve.ServeRequest(tree.uuid, tmp_path / "nbd", Wanted())
+        with serve.served(request, repository=opened.repository, reporter=Recorder(), stop=Stop()):
+            with NbdClient(NbdAddress("vda", path=tmp_path / "nbd")) as client:
+                assert b"".join(bytes(data or b"") for _, _, data in client.read(15 * BLOCK, BLOCK))
+            images = list(tree.repository.path.rglob("*.qcow2"))
+            assert 0 < shown.fetched_bytes < sum(path.stat().st_size for path in images) * 3 // 4
+            for dev in ("vda", "vdb"):
+                raw, uri = tmp_path / f"{dev}.raw", serve.uri(tmp_path / "nbd", dev)
+                subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", "raw", uri, raw], check=True)
+                assert sha256(raw.read_bytes()).hexdigest() == tree.states[newest][dev].digest
+        assert shown.fetched_bytes <= sum(path.stat().st_size for path in images)
+        assert recorder.warnings == []
+        # What is there in part is never taken for the whole.
+        opened.bring(tree.uuid, Wanted())
+        twin = object.__new__(Tree)
+        twin.repository, twin.uuid, twin.states = opened.repository, tree.uuid, tree.states
+        twin.check_restore(newest, tmp_path / "out")
+    assert list((tmp_path / "cache").rglob("*.qcow2")) == []
+
+
+def test_read_that_the_target_does_not_answer_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts, "SMALL_BYTES", 0)
+    monkeypatch.setattr(parts, "PART_BYTES", BLOCK)
+    tree, store, recorder = chain(tmp_path / "repo", count=2), FakeStore(), Recorder()
+    copied(tree, store)
+    with view.opened(store, tmp_path / "cache", reporter=recorder, stop=Stop()) as opened:
+        opened.show(tree.uuid, Wanted())
+        request = serve.ServeRequest(tree.uuid, tmp_path / "nbd", Wanted())
+        with serve.served(request, repository=opened.repository, reporter=Recorder(), stop=Stop()):
+            content, store.objects = store.objects, {}
+            with (
+                pytest.raises((StorageError, MalformedError)),
+                NbdClient(NbdAddress("vda", path=tmp_path / "nbd")) as client,
+            ):
+                list(client.read(0, SIZE))
+            store.objects = content
+            with NbdClient(NbdAddress("vda", path=tmp_path / "nbd")) as client:
+                list(client.read(0, SIZE))
+    assert all("is missing at memory" in text for text in recorder.warnings)
+    assert len(recorder.warnings) in (1, 2)
 
 
 def test_damage_ends_a_restore_before_it_begins(tmp_path: Path) -> None:

@@ -11,16 +11,19 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from tests import age
+from tests import azure as azure_
 from tests import hosts as hosts_
+from tests.azure import Azure
 from tests.conftest import Command
 from tests.fault_proxy import Fault, FaultProxy, Seen, fault_proxy
+from tests.gcs import TOKEN, Google
 from tests.trees import State, Tree
 from tests.unit.builders import UUID
 from tests.weed import SECRET, Weed
@@ -52,23 +55,36 @@ class Away:
     options: tuple[str, ...] = ()  #: what commands need to open it
     recipient: tuple[str, ...] = ()  #: what copy needs besides, and the others do not
     identity: tuple[str, ...] = ()  #: the other way round
+    secret: str = "-----BEGIN"  #: what may be in no file and no output
 
 
 def config(path: Path, weed: Weed, *, endpoint: str | None = None) -> tuple[str, ...]:
-    path.write_text("".join(f"{name}={value}\n" for name, value in weed.settings(endpoint).items() if name != "HOME"))
+    return written(path, weed.settings(endpoint))
+
+
+def written(path: Path, settings: Mapping[str, str]) -> tuple[str, ...]:
+    path.write_text("".join(f"{name}={value}\n" for name, value in settings.items() if name != "HOME"))
     path.chmod(0o600)
     return ("--target-config", os.fspath(path))
 
 
-@pytest.fixture(params=["s3", "ssh", "s3 encrypted"])
+@pytest.fixture(params=["s3", "gs", "az", "ssh", "s3 encrypted"])
 def away(request: pytest.FixtureRequest, tmp_path: Path) -> Away:
     if request.param == "ssh":
         host: hosts_.Hypervisor = request.getfixturevalue("hypervisor")
         return Away(f"ssh://{host.name}{host.directory}/{tmp_path.name}")
+    if request.param == "gs":
+        google: Google = request.getfixturevalue("google")
+        options = written(tmp_path / "keys", google.settings())
+        return Away(f"gs://{google.bucket}/{tmp_path.name}", options, secret=TOKEN)
+    if request.param == "az":
+        azure: Azure = request.getfixturevalue("azure")
+        options = written(tmp_path / "keys", azure.settings())
+        return Away(f"az://{azure.container}/{tmp_path.name}", options, secret=azure_.KEY)
     weed: Weed = request.getfixturevalue("weed")
     url, options = f"s3://{weed.shared}/{tmp_path.name}", config(tmp_path / "keys", weed)
     if request.param == "s3":
-        return Away(url, options)
+        return Away(url, options, secret=SECRET)
     pair = age.key_pair(tmp_path)
     return Away(url, options, ("--recipient", pair.recipient), ("--identity", os.fspath(pair.path)))
 
@@ -90,6 +106,9 @@ def test_everything_comes_back_without_the_repository(tmp_path: Path, command: C
         "copy", UUID, "-r", tree.repository.path, "--to", away.url, *away.options, *away.recipient, "--json"
     ).document
     assert again["domains"][0]["copied"] == []
+    assert away.secret not in str((done, again))
+    for path in tree.repository.path.rglob("*"):
+        assert path.is_dir() or away.secret.encode() not in path.read_bytes(), path
     newest = ids[-1]
     before = tmp_path / "before"
     command("restore", UUID, "-r", tree.repository.path, "--backup", newest, "--output", before)

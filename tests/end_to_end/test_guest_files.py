@@ -19,9 +19,11 @@ from typing import Any
 import pytest
 
 from tests import guest_disk
+from tests.conftest import Command
 from tests.end_to_end.test_mount import COMMAND, daemons, digests
 from tests.guest_disk import BIG, MTIME_S, NAMES, PASSPHRASE
-from tests.recorded import Recorded
+from tests.recorded import KIB, Recorded
+from vbackup.copies import parts
 from vbackup.errors import UnsuitableError
 from vbackup.images import unpacking
 from vbackup.images.unpacking import Keep
@@ -190,6 +192,30 @@ def run(repository: Path, *words: str | Path, status: int = 0) -> subprocess.Com
     done = subprocess.run(argv, capture_output=True, check=False, env=os.environ | FORCE_TCG, timeout=300)
     assert done.returncode == status, done
     return done
+
+
+def test_file_at_a_target_is_read_without_its_image(
+    guests: Recorded, place: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, size_bytes in (("SMALL_BYTES", 0), ("PART_BYTES", 64 * KIB), ("MAX_BYTES", 256 * KIB)):
+        monkeypatch.setattr(parts, name, size_bytes)
+    monkeypatch.setenv(*next(iter(FORCE_TCG.items())))
+    fetched_bytes = []
+    close = parts.Parts.close
+
+    def closed(served: parts.Parts) -> None:
+        fetched_bytes.append(served.fetched_bytes)
+        close(served)
+
+    monkeypatch.setattr(parts.Parts, "close", closed)
+    shutil.copytree(guests.repository.path, place / "repository")
+    command("copy", "web", "-r", place / "repository", "--to", place / "target")
+    first = guests.backups[0].id
+    [image] = (place / "target").glob(f"*/{first}/vda.qcow2")
+    at = ("--from", place / "target", "--cache", place / "cache")
+    assert command("cat", "web", "vda/1:/vmlinuz", "--backup", first, "--disk", "vda", *at).stdout == "in ext4\n"
+    assert 0 < fetched_bytes[0] < image.stat().st_size // 2
+    assert not list((place / "cache").glob("*/run-*"))
 
 
 def test_copy_of_the_system_s_files_changes_nothing_and_leaves_nothing(guests: Recorded, place: Path) -> None:

@@ -160,6 +160,12 @@ def test_point_of_a_target_is_fetched_and_shown(told: Recorded, place: Path) -> 
     assert len(list((place / "cache").glob("*/run-*/*/*/*.qcow2"))) > len(shown["disks"])
     run("umount", place / "m")
     wait_for(lambda: not list((place / "cache").glob("*/run-*")), "the end of the mount")
+    with run.started("serve", "web", "--nbd", place / "nbd", *at) as (process, served):
+        for each in served["disks"]:
+            assert over_nbd(each["uri"], place / "out") == told.contents[one.id, each["dev"]]
+        process.send_signal(signal.SIGTERM)
+        assert ended(process) == (0, "")
+    assert not list((place / "cache").glob("*/run-*"))
 
 
 @needs_fuse

@@ -74,7 +74,7 @@ class OpenedCopies:
         return self._view.repository
 
     def bring(self, domain: str, wanted: Wanted | None = None, *, speed_bytes_s: int | None = None) -> int:
-        """Fetch the images that a restore or a mount of a point needs, and no others; return the number of bytes.
+        """Fetch the images that a restore of a point needs, and no others; return the number of bytes.
 
         Raises DomainNotFoundError, AmbiguousNameError, ChainError (the point is unknown, or an object is missing or
         damaged), what choosing a backup raises, StorageError, NoSpaceError, InterruptedBySignalError.
@@ -83,6 +83,17 @@ class OpenedCopies:
 
         uuid = self.repository.find(domain)
         return self._view.bring(uuid, Wanted() if wanted is None else wanted, bytes_s=speed_bytes_s)
+
+    def show(self, domain: str, wanted: Wanted | None = None) -> None:
+        """Let ``mount``, ``serve``, ``ls``, ``cat`` and ``cp`` open a point: what they read of large images is fetched.
+
+        A restore needs ``bring``. What cannot be fetched when it is read is an error of that read, and a warning.
+        Raises as ``bring``.
+        """
+        from vbackup.repository.choice import Wanted
+
+        uuid = self.repository.find(domain)
+        self._view.show(uuid, Wanted() if wanted is None else wanted)
 
     def verify(self, request: CopyVerifyRequest) -> CopiesVerified:
         """Read the objects of points, and compare them with the digests that their manifests have.

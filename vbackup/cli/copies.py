@@ -13,7 +13,7 @@ from vbackup.cli.context import Context
 from vbackup.errors import UsageError
 
 if TYPE_CHECKING:
-    from vbackup.api import Connection, OpenedCopies, TargetKeys, TargetPlace
+    from vbackup.api import Connection, OpenedCopies, TargetKeys, TargetPlace, Wanted
     from vbackup.report import Reporter
 
 
@@ -153,6 +153,21 @@ def connected(
         connect(context.uri, repository=copies.repository, stop=context.stop) as vb,
     ):
         yield vb, copies
+
+
+@contextmanager
+def shown(
+    options: argparse.Namespace, context: Context, domain: str, wanted: Wanted, *, reporter: Reporter
+) -> Iterator[tuple[Connection, str]]:
+    """Yield a connection for a command that looks into a point, and the UUID of its domain (name or UUID).
+
+    With --from, what the command reads of the point is fetched from the target.
+    """
+    with connected(options, context, reporter=reporter) as (vb, target):
+        uuid = context.uuid_of(vb.repository, domain)
+        if target is not None:
+            target.show(uuid, wanted)
+        yield vb, uuid
 
 
 def make_absolute(options: argparse.Namespace) -> None:

@@ -4,7 +4,7 @@
     CACHE/<target id>/run-<token>/          the repository of one command, which is removed when that ends
 
 It has all manifests and no image at first: a list and the record of a point need no more. ``bring`` fetches the files
-that a restore or a mount of one point needs, whole, and no others.
+that a restore of one point needs, whole, and no others; ``show`` only what is read of them.
 """
 
 from __future__ import annotations
@@ -15,20 +15,22 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from vbackup.copies import download, points
+from vbackup.copies import download, parts, points
 from vbackup.copies import point as of_points
 from vbackup.copies import target as targets
 from vbackup.copies.download import Means, Wanted
 from vbackup.copies.ledger import Known, Ledger
+from vbackup.copies.parts import Parts
 from vbackup.copies.point import Point
 from vbackup.copies.points import There
 from vbackup.copies.target import MANIFEST, Target
 from vbackup.errors import ChainError, IdentityError
 from vbackup.files import make_private, storage_errors
+from vbackup.images import scratch
 from vbackup.model import Backup, HostIdentity
 from vbackup.report import Reporter
 from vbackup.repository import choice
@@ -52,6 +54,7 @@ class View:
     there: Mapping[str, There]  #: by the UUID of the domain
     reporter: Reporter
     stop: Stop
+    stack: ExitStack  #: what ends with the block
 
     @property
     def target(self) -> Target:
@@ -65,6 +68,9 @@ class View:
         StorageError, NoSpaceError, InterruptedBySignalError.
         """
         self.repository.has_images = False  # or what is not brought yet would count as missing
+        for path in self.repository.served:  # of which ``show`` has brought a part
+            path.unlink(missing_ok=True)
+        self.repository.served.clear()
         catalogue = self.repository.catalogue(uuid)
         chosen = choice.choose(catalogue, wanted)
         objects = self._files(uuid, chosen.backup.id)
@@ -74,6 +80,25 @@ class View:
         fetched = download.fetch(list(dict.fromkeys(objects)), self.means(bytes_s=bytes_s))
         self.repository.has_images = True
         return fetched
+
+    def show(self, uuid: str, wanted: WantedPoint) -> Parts:
+        """Let the disks of a point be opened for reading (``OpenedPoint``); return what serves them.
+
+        Small images are fetched whole, and of the others only what is read. A restore needs ``bring``. Raises as that.
+        """
+        self.repository.has_images = False
+        catalogue = self.repository.catalogue(uuid)
+        chosen = choice.choose(catalogue, wanted)
+        links = [link for dev, backup in chosen.disks.items() for link in catalogue.history.links(backup.id, dev)]
+        images = [each for each in dict.fromkeys(self._image(uuid, link)[0] for link in links) if not _is_there(each)]
+        small = [each for each in images if each.record.size_bytes <= parts.SMALL_BYTES]
+        download.fetch(small, self.means())
+        place = self.stack.enter_context(scratch.directory(scratch.place_of_sockets()))
+        served = Parts(self.target.store, place, reporter=self.reporter, check=self.stop.check)
+        self.stack.callback(served.close)
+        self.repository.served.update(served.add([each for each in images if each not in small]))
+        self.repository.has_images = True
+        return served
 
     def means(self, *, bytes_s: int | None = None, parallel: int = download.PARALLEL_OBJECTS) -> Means:
         """Return what objects are fetched with."""
@@ -142,7 +167,12 @@ def opened(
                 for backup_id, err in each.unreadable.items():
                     (path / uuid / backup_id).mkdir(mode=0o700)
                     reporter.warning(f"Backup {backup_id} at {target.name}: {err}")
-        yield View(known, repository, there, reporter, stop)
+        with ExitStack() as stack:
+            yield View(known, repository, there, reporter, stop, stack)
+
+
+def _is_there(each: Wanted) -> bool:
+    return each.path is not None and each.path.exists()
 
 
 def _refuse_sealed(there: Mapping[str, There]) -> None:

@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from vbackup.errors import NoSpaceError, QemuText, QmpError, StorageError
@@ -25,6 +26,7 @@ from vbackup.images import device
 from vbackup.images.tuning import TABLES
 from vbackup.model import ImageFormat
 from vbackup.qemu import jobs, qemu_img
+from vbackup.qemu.nbd_address import NbdAddress
 from vbackup.qemu.qemu_img import Output
 from vbackup.qemu.storage_daemon import StorageDaemon
 from vbackup.report import Reporter, Silent
@@ -50,11 +52,17 @@ class Layer:
 
     path: Path
     virtual_size_bytes: int
+    address: NbdAddress | None = None  #: of a server that has the image, of which the file is only a part
 
 
-def layers_of(chain: Sequence[tuple[Link, Path]]) -> list[Layer]:
-    """Return the layers of a disk, the oldest first, from its chain with the path of each image, the newest first."""
-    return [Layer(path, link.image.virtual_size_bytes) for link, path in reversed(chain)]
+def layers_of(
+    chain: Sequence[tuple[Link, Path]], served: Mapping[Path, NbdAddress] = MappingProxyType({})
+) -> list[Layer]:
+    """Return the layers of a disk, the oldest first, from its chain with the path of each image, the newest first.
+
+    ``served``: where the images are of which the files are only a part (``Repository.served``).
+    """
+    return [Layer(path, link.image.virtual_size_bytes, served.get(path)) for link, path in reversed(chain)]
 
 
 def flatten(
@@ -76,6 +84,7 @@ def flatten(
     behind the end of the disk stays. ``progress`` is called with the percentage. Raises NoSpaceError, StorageError,
     UnsuitableError if a long chain needs a storage daemon that is not installed, InterruptedBySignalError.
     """
+    assert all(layer.address is None for layer in layers), "a file that is only a part would be read as zeros"
     share = 100 / len(layers)
     oldest, newer = layers[:CONVERT_LAYERS], layers[CONVERT_LAYERS:]
 

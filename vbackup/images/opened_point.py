@@ -215,8 +215,16 @@ def flat_nodes(
                 "read-only": True,
                 "backing": below,
                 "l2-cache-size": max(CACHE_BYTES // len(layers), LAYER_CACHE_BYTES),
-                "file": {"driver": "file", "filename": filename(layer)},
+                "file": _file(layer, filename),
             }
         )
         below = node_name
     return nodes
+
+
+def _file(layer: Layer, filename: Callable[[Layer], str]) -> dict[str, Any]:
+    if layer.address is None:
+        return {"driver": "file", "filename": filename(layer)}
+    assert layer.address.path is not None
+    server = {"type": "unix", "path": os.fspath(layer.address.path)}
+    return {"driver": "nbd", "server": server, "export": layer.address.export}

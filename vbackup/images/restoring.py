@@ -99,7 +99,7 @@ class Restoring:
         salvage: bool,
     ) -> None:
         dev, size_bytes = links[0].image.dev, links[0].image.virtual_size_bytes
-        layers = layers_of([(link, verify.image_path(self.repository, link)) for link in links])
+        layers = layers_of([(link, verify.image_path(self.repository, link)) for link in links], self.repository.served)
 
         def progress(percent: float) -> None:
             self.reporter.progress(dev, Phase.WRITE, int(size_bytes * percent / 100), size_bytes)

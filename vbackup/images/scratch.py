@@ -20,6 +20,14 @@ from vbackup.files import storage_errors
 
 _PREFIX = "vbackup-scratch-"
 _NAME = re.compile(rf"{_PREFIX}[a-z0-9_]{{8}}")
+#: More than this in front of it, and the path of a socket is too long for Linux (sockaddr_un).
+_MAX_DIRECTORY_BYTES = 60
+
+
+def place_of_sockets() -> Path:
+    """Return a directory for temporary ones, with a short path."""
+    usual = tempfile.gettempdir()
+    return Path(usual if len(os.fsencode(usual)) <= _MAX_DIRECTORY_BYTES else "/tmp")  # noqa: S108 - mkdtemp is safe there
 
 
 @contextmanager

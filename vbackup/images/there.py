@@ -73,7 +73,9 @@ class Writing:
         }
         with (
             tempfile.TemporaryDirectory(prefix="vbackup-") as directory,
-            OpenedPoint({dev: layers_of(chain) for dev, chain in paths.items()}, reporter=self.reporter) as opened,
+            OpenedPoint(
+                {dev: layers_of(chain, self.repository.served) for dev, chain in paths.items()}, reporter=self.reporter
+            ) as opened,
         ):
             here = Path(directory)
             opened.listen(here / "nbd")

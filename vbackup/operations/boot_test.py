@@ -288,7 +288,8 @@ class _Test:
         """Return the images of each disk, the oldest first."""
         if self._other_layers is not None:
             return self._other_layers
-        return {dev: layers_of(self._found.paths(self._repository, dev)) for dev in self._found.chains}
+        repository = self._repository
+        return {dev: layers_of(self._found.paths(repository, dev), repository.served) for dev in self._found.chains}
 
     @contextmanager
     def _started(self, copy: BootCopy, consoles: BootConsoles, point: Exported, place: Workplace) -> Iterator[_Machine]:

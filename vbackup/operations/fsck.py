@@ -79,7 +79,7 @@ def run(request: FsckRequest, uuid: str, *, repository: Repository, reporter: Re
 
 
 def _check(found: Chosen, *, repository: Repository, reporter: Reporter, stop: Stop) -> list[FileSystem]:
-    layers = {dev: layers_of(found.paths(repository, dev)) for dev in found.chains}
+    layers = {dev: layers_of(found.paths(repository, dev), repository.served) for dev in found.chains}
     with ExitStack() as stack:
         # Not in TMPDIR: the path of a socket has to be short.
         directory = stack.enter_context(scratch.directory(Path("/tmp")))  # noqa: S108 - mkdtemp is safe there

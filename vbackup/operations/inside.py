@@ -6,12 +6,9 @@ that neither it nor what it runs has a path to the repository. It takes some sec
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from vbackup.images import appliance, guest_address, scratch
 from vbackup.images.appliance import Drive
@@ -25,9 +22,6 @@ from vbackup.repository import chosen
 from vbackup.repository.choice import Wanted
 from vbackup.repository.repository import Repository
 from vbackup.stop import Stop
-
-#: More than this in front of it, and the path of a socket is too long for Linux (sockaddr_un).
-_MAX_DIRECTORY_BYTES = 60
 
 
 @dataclass(frozen=True)
@@ -66,8 +60,8 @@ def opened(
             guest_address.refuse_unknown_disk(where, found.choice.disks, backup_id=found.backup.id)
         head = (where or "").partition("/")[0]
         devs = [head] if head in found.choice.disks else list(found.choice.disks)
-        layers = {dev: layers_of(found.paths(repository, dev)) for dev in devs}
-        directory = stack.enter_context(scratch.directory(_place_of_sockets()))
+        layers = {dev: layers_of(found.paths(repository, dev), repository.served) for dev in devs}
+        directory = stack.enter_context(scratch.directory(scratch.place_of_sockets()))
         point = stack.enter_context(OpenedPoint(layers, reporter=reporter))
         point.listen(directory / "nbd")
         for dev in devs:
@@ -75,9 +69,3 @@ def opened(
         drives = [Drive(directory / "nbd", dev) for dev in devs]
         session = stack.enter_context(appliance.session(drives, stop=stop, step=reporter.step))
         yield Inside(found.backup, Guest(session, devs, keys=keys, warn=reporter.warning), GuestFiles(session))
-
-
-def _place_of_sockets() -> Path:
-    """Return a directory for temporary ones, with a short path."""
-    usual = tempfile.gettempdir()
-    return Path(usual if len(os.fsencode(usual)) <= _MAX_DIRECTORY_BYTES else "/tmp")  # noqa: S108 - mkdtemp is safe there

@@ -162,7 +162,7 @@ class _Ready:
 def _restore(found: Chosen, work: _Work, scripts: DomainScripts) -> LiveRestored:
     ready = _ready(found, work)
     output, state, prepared, place = work.request.output, ready.state, ready.prepared, work.place
-    layers = {dev: layers_of(found.paths(work.repository, dev)) for dev in found.chains}
+    layers = {dev: layers_of(found.paths(work.repository, dev), work.repository.served) for dev in found.chains}
     backups = [work.repository.directory(state.original, one) for one in found.needed]
     files_of = {one.dev: one.path for one in ready.places}
     restore_scripts.before(scripts, found, Way.LIVE, output=output, files=files_of, name=work.request.name)

@@ -88,7 +88,7 @@ def mounted(request: MountRequest, *, repository: Repository, reporter: Reporter
     mount_points.refuse_without_fuse()
     uuid = repository.find(request.domain)
     with chosen.shown(repository, uuid, request.wanted, reporter=reporter, stop=stop) as found:
-        layers = {dev: layers_of(found.paths(repository, dev)) for dev in found.chains}
+        layers = {dev: layers_of(found.paths(repository, dev), repository.served) for dev in found.chains}
         with (
             mount_place.prepared(request.directory, reporter=reporter) as directory,
             OpenedPoint(layers, reporter=reporter) as point,

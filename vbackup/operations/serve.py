@@ -80,7 +80,7 @@ def served(request: ServeRequest, *, repository: Repository, reporter: Reporter,
         files.refuse_unwritable(request.overlays)
     uuid = repository.find(request.domain)
     with chosen.shown(repository, uuid, request.wanted, reporter=reporter, stop=stop) as found:
-        layers = {dev: layers_of(found.paths(repository, dev)) for dev in found.chains}
+        layers = {dev: layers_of(found.paths(repository, dev), repository.served) for dev in found.chains}
         with ExitStack() as stack:
             removal = stack.enter_context(ExitStack())  # when the daemon has ended
             point = stack.enter_context(OpenedPoint(layers, reporter=reporter))

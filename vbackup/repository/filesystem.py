@@ -155,21 +155,28 @@ def exchange(one: Path, other: Path) -> None:
         raise OSError(number, os.strerror(number), os.fspath(one))
 
 
-def move(source: Path, free: Path) -> None:
+def move(source: Path | str, free: Path | str, *, source_fd: int | None = None, free_fd: int | None = None) -> None:
     """Rename a file or a directory; raises FileExistsError, and changes nothing, if the new name is taken.
 
-    Raises OSError. Where the filesystem cannot promise that, another process could take the name in between.
+    ``source_fd``, ``free_fd``: the open directories in which they are, as for os.rename. Raises OSError. Where the
+    filesystem cannot promise that, another process could take the name in between.
     """
     call = _renameat2()
-    sys.audit("os.rename", os.fspath(source), os.fspath(free), -1, -1)  # as os.rename, for whoever watches
-    if call is not None and call(_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(free), _RENAME_NOREPLACE) == 0:
+    # As os.rename, for whoever watches.
+    fds = [-1 if fd is None else fd for fd in (source_fd, free_fd)]
+    sys.audit("os.rename", os.fspath(source), os.fspath(free), *fds)
+    source_at, free_at = (_AT_FDCWD if fd < 0 else fd for fd in fds)
+    if call is not None and call(source_at, os.fsencode(source), free_at, os.fsencode(free), _RENAME_NOREPLACE) == 0:
         return
     number = ctypes.get_errno() if call is not None else errno.ENOSYS
     if number not in (errno.ENOSYS, errno.EINVAL):
         raise OSError(number, os.strerror(number), os.fspath(free))
-    if os.path.lexists(free):
+    try:
+        os.stat(free, dir_fd=free_fd, follow_symlinks=False)
+    except FileNotFoundError:
+        os.rename(source, free, src_dir_fd=source_fd, dst_dir_fd=free_fd)
+    else:
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), os.fspath(free))
-    source.rename(free)
 
 
 @lru_cache(maxsize=1)

@@ -24,7 +24,7 @@ import shlex
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vbackup import names
 from vbackup.errors import AmbiguousNameError, DomainNotFoundError, StorageError
@@ -44,6 +44,9 @@ from vbackup.repository import catalogue, liveness, lock, manifest
 from vbackup.repository.catalogue import Catalogue, read_text
 from vbackup.repository.journal import JOURNAL
 from vbackup.repository.lock import LockWait
+
+if TYPE_CHECKING:
+    from vbackup.qemu.nbd_address import NbdAddress
 
 VERSION = 1
 MARKER = "vbackup.json"
@@ -82,6 +85,8 @@ class Repository:
         self.ids = (repository_id, *former_ids)  #: the id, and those that it has had
         self.is_stage = is_stage
         self.has_images = has_images and not is_stage
+        #: The images of which the files are only a part, and the server that has all of each.
+        self.served: dict[Path, NbdAddress] = {}
         self.place = os.fspath(path) if target is None else target  #: as users call it
         #: What a command needs to read this in the place of the repository: empty, or an option with a space before it.
         self.source_option = "" if target is None else f" --from {shlex.quote(target)}"

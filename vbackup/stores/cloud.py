@@ -14,7 +14,7 @@ import os
 import re
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -46,10 +46,23 @@ RETRY_S, SILENCE_S, CONNECT_S = 120, 60, 10
 _READ_BYTES = 64 * 1024 * 1024
 #: Larger objects are stored in parts, under another name first.
 _WHOLE_BYTES = 8 * 1024 * 1024
+#: Azure takes 50,000 parts, Google 10,000.
+_MAX_PARTS = 10_000
+#: Parts of one object under way at a time: fewer of large ones, which all are in memory.
+_PARALLEL_PARTS, _MEMORY_BYTES = 12, 96 * 1024 * 1024
 _PAUSE_S = 0.2
+#: How long a server may take to copy an object within a bucket.
+COPY_S = 600.0
 _INCOMING = ".incoming"
-SHA256 = "sha256"
+#: What has been in .incoming for so long was left by a copy that was killed.
+ABANDONED = timedelta(days=1)
+#: Names of the metadata of an object: its SHA-256, and what tells one upload from another. No hyphens: Azure.
+SHA256, _UPLOAD = "sha256", "vbackupupload"
+_NONCE = re.compile(r"[0-9a-f]{32}")
+#: A signature in a URL, which is as good as a key.
+_QUERY = re.compile(r"(https?://[^\s?\"')]*)\?[^\s\"')]*")
 _FAULT = re.compile(r"<Code>([^<]*)</Code>\s*<Message>([^<]*)</Message>")
+_NO_BUCKET = ("NoSuchBucket", "ContainerNotFound")
 _STATUS = re.compile(r"non-2xx status code: ([0-9]+)")
 _UNREACHABLE = ("error sending request", "error trying to connect", "dns error", "Connection refused", "timed out")
 
@@ -85,36 +98,100 @@ class CloudStore:
         self._objects = objects
         self._prefix = f"{prefix}/" if prefix else ""
         self._retry_s = retry_s
+        self._is_tidy = False
 
     @property
     def name(self) -> str:
         """As Store."""
         return self._name
 
+    def refuse_bucket(self) -> None:
+        """Raise StorageError if the bucket cannot be used: here, before anything is read or stored."""
+        with self._errors("list what is there"), self._no_bucket():
+            next(iter(obstore.list(self._objects, self._prefix or None)), None)
+
     def put_new(self, key: str, source: Source, size_bytes: int) -> bool:
         """As Store. A large object is stored beside and copied there by the server, which does not replace one."""
         path = self._path_of(key)
         if self.size(key) is not None:
             return False
+        nonce = uuid.uuid4().hex
         with self._errors(f"store {key}"), self._no_bucket():
             if size_bytes <= _WHOLE_BYTES:
                 data = b"".join(_pieces(source, key, size_bytes))
-                attributes = {SHA256: hashlib.sha256(data).hexdigest()}
-                with contextlib.suppress(AlreadyExistsError):
-                    obstore.put(self._objects, path, data, mode="create", attributes=attributes)
-                    return True
-                return False
-            incoming = f"{self._prefix}{_INCOMING}/{uuid.uuid4().hex}"
+                attributes = {SHA256: hashlib.sha256(data).hexdigest(), _UPLOAD: nonce}
+                return self._create(
+                    path, nonce, lambda: obstore.put(self._objects, path, data, mode="create", attributes=attributes)
+                )
+            incoming = f"{self._prefix}{_INCOMING}/{nonce}"
+            keeps_incoming = False
             try:
-                pieces = _pieces(source, key, size_bytes)
-                obstore.put(self._objects, incoming, pieces, use_multipart=True, chunk_size=_WHOLE_BYTES)
-                with contextlib.suppress(AlreadyExistsError):
-                    obstore.copy(self._objects, incoming, path, overwrite=False)
-                    return True
-                return False
+                part_bytes = max(_WHOLE_BYTES, -(-size_bytes // _MAX_PARTS))
+                obstore.put(
+                    self._objects,
+                    incoming,
+                    _pieces(source, key, size_bytes),
+                    use_multipart=True,
+                    chunk_size=part_bytes,
+                    max_concurrency=max(1, min(_PARALLEL_PARTS, _MEMORY_BYTES // part_bytes)),
+                    attributes={_UPLOAD: nonce},
+                )
+                self._tidy(incoming)
+                if not self._create(path, nonce, lambda: obstore.copy(self._objects, incoming, path, overwrite=False)):
+                    return False
+                keeps_incoming = True
+                self._await_copy(key, size_bytes)
+                keeps_incoming = False
+                return True
             finally:
-                with contextlib.suppress(BaseError, FileNotFoundError):
-                    obstore.delete(self._objects, incoming)
+                if not keeps_incoming:
+                    with contextlib.suppress(BaseError, FileNotFoundError):
+                        obstore.delete(self._objects, incoming)
+
+    def _create(self, path: str, nonce: str, send: Callable[[], object]) -> bool:
+        """Send a request that creates an object unless there is one; return True if this one created it.
+
+        obstore does not repeat such a request if it cannot know whether it was carried out; by the nonce, we can.
+        """
+        deadline = time.monotonic() + self._retry_s
+        while True:
+            try:
+                send()
+                return True
+            except AlreadyExistsError:
+                found = obstore.get(self._objects, path, options={"head": True})
+                return found.attributes.get(_UPLOAD) == nonce
+            except BaseError as err:
+                if not _is_unreachable(str(err)) or time.monotonic() > deadline:
+                    raise
+                time.sleep(_PAUSE_S)
+
+    def _await_copy(self, key: str, size_bytes: int) -> None:
+        """Wait until the server has copied an object.
+
+        Azure may answer before, with an empty blob in its place; the source of the copy has to stay until the end.
+        """
+        deadline = time.monotonic() + COPY_S
+        while (there := self.size(key)) != size_bytes:
+            if time.monotonic() > deadline:
+                raise StorageError(
+                    f"{self._name} was asked to copy what became {key}, which has {there} bytes instead of {size_bytes}"
+                    f" after {COPY_S:.0f} s. Run the same command again later."
+                )
+            time.sleep(_PAUSE_S)
+
+    def _tidy(self, own: str) -> None:
+        """Once a store, remove what killed copies have left long ago: by the server's clock, which ``own`` shows."""
+        if self._is_tidy:
+            return
+        self._is_tidy = True
+        with contextlib.suppress(BaseError, FileNotFoundError):
+            chunks = obstore.list(self._objects, f"{self._prefix}{_INCOMING}", chunk_size=1000)
+            found = {each["path"]: each["last_modified"] for chunk in chunks for each in chunk}
+            for path, modified in found.items():
+                is_ours = _NONCE.fullmatch(path.rpartition("/")[2]) is not None
+                if is_ours and path != own and own in found and modified < found[own] - ABANDONED:
+                    obstore.delete(self._objects, path)
 
     def get(self, key: str, offset: int = 0, length: int | None = None) -> Iterator[bytes]:
         """As Store. A small object that is read as a whole is compared with its digest."""
@@ -208,7 +285,7 @@ class CloudStore:
         except FileNotFoundError:
             return Deletion.ABSENT
         except StorageError as err:
-            if isinstance(err.__cause__, BaseError) and _forbids(str(err.__cause__)):
+            if isinstance(err.__cause__, CloudFault) and _forbids(str(err.__cause__)):
                 return Deletion.KEPT
             raise
         return Deletion.DELETED
@@ -237,17 +314,28 @@ class CloudStore:
         try:
             yield
         except (BaseError, ValueError) as err:
-            text = str(err)
+            text = _QUERY.sub(r"\1?...", str(err))
+            cause = CloudFault(text)
             fault, status = _FAULT.search(text), _STATUS.search(text)
+            if fault is not None and fault.group(1) in _NO_BUCKET:
+                raise StorageError(f"There is no bucket or container for {self._name}: create it first.") from cause
             if fault is not None:
                 said = f"{fault.group(1)}: {fault.group(2).rstrip('.')}"
             elif status is not None:
                 said = f"the server answers with status {status.group(1)}"
-            elif any(sign in text for sign in _UNREACHABLE):
-                raise StoreUnreachableError(self._name, _short(text)) from err
+            elif _is_unreachable(text):
+                raise StoreUnreachableError(self._name, _short(text)) from cause
             else:
                 said = _short(text)
-            raise StorageError(f"Cannot {what} in {self._name}: {said}.") from err
+            raise StorageError(f"Cannot {what} in {self._name}: {said}.") from cause
+
+
+class CloudFault(Exception):  # noqa: N818 - nobody catches it
+    """What obstore says, without what is secret in it: the cause of an error, which a log may show."""
+
+
+def _is_unreachable(text: str) -> bool:
+    return any(sign in text for sign in _UNREACHABLE)
 
 
 def _missing(name: str, key: str) -> FileNotFoundError:

@@ -8,7 +8,7 @@ from obstore.exceptions import BaseError
 from obstore.store import AzureStore, GCSStore
 
 from vbackup.errors import StorageError
-from vbackup.stores.cloud import CloudStore, client_options, retry_options
+from vbackup.stores.cloud import RETRY_S, CloudStore, client_options, retry_options
 from vbackup.stores.s3 import S3Store
 from vbackup.stores.settings import Settings
 from vbackup.stores.store import Store
@@ -16,16 +16,30 @@ from vbackup.stores.store import Store
 _KINDS = {"az": (AzureStore, "AZURE_"), "gs": (GCSStore, "GOOGLE_")}
 
 
-def opened(scheme: str, bucket: str, prefix: str, settings: Settings) -> Store:
-    """Return a prefix of a bucket or container as a store. Raises StorageError, StoreUnreachableError, UsageError."""
+#: A wrong endpoint should be reported soon.
+_OPEN_S = 15.0
+
+
+def opened(scheme: str, bucket: str, prefix: str, settings: Settings, *, retry_s: float = RETRY_S) -> Store:
+    """Return a prefix of a bucket or container as a store.
+
+    ``retry_s``: how long requests to Azure or Google are repeated. Raises StorageError, also if there is no
+    such bucket, StoreUnreachableError, UsageError.
+    """
     if scheme == "s3":
         return S3Store(bucket, prefix, settings)
     kind, names = _KINDS[scheme]
     # obstore knows the names of the environment, and finds those by itself; the file's take precedence.
     own: dict[str, Any] = {name.lower(): value for name, value in settings.own.items() if name.startswith(names)}
     name = f"{scheme}://{bucket}/{prefix}".rstrip("/")
+
+    def connected(some_s: float) -> CloudStore:
+        made: Any = kind(bucket, config=own, client_options=client_options(), retry_config=retry_options(some_s))  # type: ignore[arg-type]
+        return CloudStore(name, made, prefix, retry_s=some_s)
+
     try:
-        objects: Any = kind(bucket, config=own, client_options=client_options(), retry_config=retry_options())  # type: ignore[arg-type]
+        first, store = (connected(some_s) for some_s in (min(retry_s, _OPEN_S), retry_s))
     except (BaseError, ValueError) as err:
         raise StorageError(f"Cannot use {name}: {str(err).splitlines()[0].rstrip('.')}.") from err
-    return CloudStore(name, objects, prefix)
+    first.refuse_bucket()
+    return store

@@ -11,15 +11,16 @@ import os
 import stat
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 
 from vbackup import immutable
 from vbackup.errors import StorageError
-from vbackup.files import fsync, open_regular, storage_errors
+from vbackup.files import open_regular, storage_errors
 from vbackup.repository import filesystem
+from vbackup.stores.beneath import Beneath, exists, listable, named, sync
 from vbackup.stores.store import (
     MAX_DEPTH,
     PIECE_BYTES,
@@ -39,10 +40,15 @@ _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
 class DirectoryStore:
-    """A directory. One that does not exist has no objects."""
+    """A directory. One that does not exist has no objects.
+
+    Others may write in it meanwhile: everything is done in directories that are open (vbackup.stores.beneath), so that
+    no symbolic link leads out of it.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._beneath = Beneath(path)
         self._is_tidy = False
 
     @property
@@ -52,28 +58,29 @@ class DirectoryStore:
 
     def put_new(self, key: str, source: Source, size_bytes: int) -> bool:
         """As Store."""
-        with storage_errors(f"write to {self._path}"):
-            path = self._path_of(key)
-            if os.path.lexists(path):
+        parents, name = _parts(key)
+        with storage_errors(f"write to {self._path}"), named(self._path / key):
+            if self._exists(parents, name):
                 return False
-            incoming = self._path / _INCOMING
-            incoming.mkdir(mode=0o700, exist_ok=True)
-            self._refuse_link(incoming)  # old files in it are removed
-            if not self._is_tidy:
-                self._is_tidy = True
-                _tidy(incoming)
-            temporary = incoming / uuid.uuid4().hex
-            try:
-                _write(temporary, key, source, size_bytes)
-                return self._give_name(temporary, path)
-            finally:
-                temporary.unlink(missing_ok=True)
+            with self._beneath.opened((_INCOMING,), make=True) as incoming:
+                if not self._is_tidy:
+                    self._is_tidy = True
+                    _tidy(incoming)
+                temporary = uuid.uuid4().hex
+                try:
+                    _write(temporary, incoming, key, source, size_bytes)
+                    return self._give_name(temporary, incoming, parents, name)
+                finally:
+                    with suppress(FileNotFoundError):
+                        os.unlink(temporary, dir_fd=incoming)
 
     def get(self, key: str, offset: int = 0, length: int | None = None) -> Iterator[bytes]:
         """As Store."""
-        path = self._path_of(key)
+        parents, name = _parts(key)
+        path = self._path / key
         try:
-            fd = open_regular(path)
+            with named(path), self._beneath.opened(parents) as directory:
+                fd = open_regular(name, dir_fd=directory)
         except (FileNotFoundError, NotADirectoryError):
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fspath(path)) from None
         except OSError as err:
@@ -90,10 +97,12 @@ class DirectoryStore:
 
     def size(self, key: str) -> int | None:
         """As Store."""
-        path = self._path_of(key)
-        with storage_errors(f"read {path}"):
+        parents, name = _parts(key)
+        path = self._path / key
+        with storage_errors(f"read {path}"), named(path):
             try:
-                status = path.lstat()
+                with self._beneath.opened(parents) as directory:
+                    status = os.stat(name, dir_fd=directory, follow_symlinks=False)
             except (FileNotFoundError, NotADirectoryError):
                 return None
         return status.st_size if stat.S_ISREG(status.st_mode) else None
@@ -101,30 +110,37 @@ class DirectoryStore:
     def list(self, prefix: str) -> Iterator[StoredObject]:
         """As Store."""
         refuse_prefix(prefix)
-        start = self._path_of(prefix[:-1]) if prefix else self._path
-        with storage_errors(f"read {start}"):
-            yield from _walk(start, prefix)
+        start = self._path / prefix
+        with storage_errors(f"read {start}"), named(start):
+            try:
+                with self._beneath.opened(prefix[:-1].split("/") if prefix else ()) as directory:
+                    fd = listable(directory)
+            except (FileNotFoundError, NotADirectoryError):
+                return
+            yield from _walk(fd, prefix)
 
     def delete(self, key: str) -> Deletion:
         """As Store. Directories that become empty are removed."""
-        path = self._path_of(key)
-        with storage_errors(f"remove {path}"):
+        parents, name = _parts(key)
+        path = self._path / key
+        with storage_errors(f"remove {path}"), named(path):
             try:
-                if not immutable.release(path):
-                    return Deletion.KEPT
-                path.unlink()
+                with self._beneath.opened(parents) as directory:
+                    if not immutable.release(name, dir_fd=directory):
+                        return Deletion.KEPT
+                    os.unlink(name, dir_fd=directory)
+                    # A manifest has to be gone for good before what it names is removed, also where the filesystem has
+                    # no journal that keeps the order.
+                    with suppress(OSError):
+                        sync(directory)
             except (FileNotFoundError, NotADirectoryError):
                 return Deletion.ABSENT
             except PermissionError:  # the append-only flag (chattr), or a directory of somebody else
                 return Deletion.KEPT
-            with suppress(OSError):
-                # A manifest has to be gone for good before what it names is removed, also where the filesystem has no
-                # journal that keeps the order.
-                fsync(path.parent)
-                for parent in path.parents:
-                    if parent == self._path:
-                        break
-                    parent.rmdir()
+            with suppress(OSError, StorageError):
+                for count in range(len(parents), 0, -1):
+                    with self._beneath.opened(parents[: count - 1]) as above:
+                        os.rmdir(parents[count - 1], dir_fd=above)
         return Deletion.DELETED
 
     def lock_days(self) -> int | None:
@@ -140,72 +156,67 @@ class DirectoryStore:
 
         Raises StorageError.
         """
-        path = self._path_of(key)
-        with storage_errors(f"make {path} immutable"):
+        parents, name = _parts(key)
+        path = self._path / key
+        with storage_errors(f"make {path} immutable"), named(path):
             try:
-                end = immutable.until(path)
-                if end is not None and end >= until.replace(microsecond=0):
-                    return False
-                immutable.make(path, until)
+                with self._beneath.opened(parents) as directory:
+                    end = immutable.until(name, dir_fd=directory)
+                    if end is not None and end >= until.replace(microsecond=0):
+                        return False
+                    immutable.make(name, until, dir_fd=directory)
             except (FileNotFoundError, NotADirectoryError):
                 return False
         return True
 
     def close(self) -> None:
         """As Store."""
+        self._beneath.close()
 
-    def _path_of(self, key: str) -> Path:
-        refuse_key(key)
-        path = self._path.joinpath(*key.split("/"))
-        for parent in path.parents:
-            if parent == self._path:
-                break
-            self._refuse_link(parent)
-        return path
+    def _exists(self, parents: Sequence[str], name: str) -> bool:
+        try:
+            with self._beneath.opened(parents) as directory:
+                return exists(name, directory)
+        except FileNotFoundError:
+            return False
 
-    def _refuse_link(self, directory: Path) -> None:
-        if directory.is_symlink():
-            raise StorageError(
-                f"{directory} is a symbolic link, which could lead out of {self._path}; vbackup does not follow it."
-            )
-
-    def _make_directory(self, path: Path) -> None:
-        """Make a directory and those above it, and put their names on the disk."""
-        if path == self._path or path.is_dir():
-            return
-        self._make_directory(path.parent)
-        path.mkdir(mode=0o700, exist_ok=True)
-        fsync(path.parent)
-
-    def _give_name(self, temporary: Path, path: Path) -> bool:
+    def _give_name(self, temporary: str, incoming: int, parents: Sequence[str], name: str) -> bool:
         """Give a file its name unless that is taken; return True if it has it now."""
         while True:
-            self._make_directory(path.parent)
             try:
-                _name(temporary, path)
+                with self._beneath.opened(parents, make=True) as directory:
+                    _name(temporary, incoming, name, directory)
+                    sync(directory)
             except FileExistsError:
                 return False
             except FileNotFoundError:  # a delete has just removed the directory, which had become empty
-                if not temporary.exists():
+                if not exists(temporary, incoming):
                     raise
             else:
-                fsync(path.parent)
                 return True
 
 
-def _name(temporary: Path, path: Path) -> None:
+def _parts(key: str) -> tuple[Sequence[str], str]:
+    """Return the names of the directories in which an object is, and its own. Raises StorageError."""
+    refuse_key(key)
+    *parents, name = key.split("/")
+    return parents, name
+
+
+def _name(temporary: str, incoming: int, name: str, directory: int) -> None:
     """Give a file its name. Raises FileExistsError if that is taken."""
     try:
-        os.link(temporary, path)
+        # What somebody has put in the place of the file is not followed either.
+        os.link(temporary, name, src_dir_fd=incoming, dst_dir_fd=directory, follow_symlinks=False)
     except OSError as err:
         if err.errno not in _NO_LINKS:
             raise
-        filesystem.move(temporary, path)
+        filesystem.move(temporary, name, source_fd=incoming, free_fd=directory)
 
 
-def _write(path: Path, key: str, source: Source, size_bytes: int) -> None:
+def _write(name: str, directory: int, key: str, source: Source, size_bytes: int) -> None:
     done_bytes = 0
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=directory)
     with os.fdopen(fd, "wb", buffering=0) as file:
         while piece := source.read(PIECE_BYTES):
             done_bytes += len(piece)
@@ -219,29 +230,44 @@ def _write(path: Path, key: str, source: Source, size_bytes: int) -> None:
         os.fsync(file.fileno())
 
 
-def _walk(path: Path, prefix: str) -> Iterator[StoredObject]:
-    """Yield what is below a directory, in the order of the keys: a directory sorts as its name with a slash."""
-    if prefix.count("/") > MAX_DEPTH:
-        return
+def _walk(fd: int, prefix: str) -> Iterator[StoredObject]:
+    """Yield what is below an open directory, which is closed at the end, in the order of the keys.
+
+    A directory sorts as its name with a slash.
+    """
     try:
-        with os.scandir(path) as entries:
+        with os.scandir(fd) as entries:
             found = [entry for entry in entries if not entry.name.startswith(".")]
-    except (FileNotFoundError, NotADirectoryError):
+        directories = {entry.name for entry in found if entry.is_dir(follow_symlinks=False)}
+        for entry in sorted(found, key=lambda each: each.name + "/" * (each.name in directories)):
+            if entry.name in directories:
+                if prefix.count("/") < MAX_DEPTH:
+                    yield from _walk_below(fd, entry.name, f"{prefix}{entry.name}/")
+            elif entry.is_file(follow_symlinks=False):
+                with suppress(FileNotFoundError):  # it was deleted meanwhile
+                    status = entry.stat(follow_symlinks=False)
+                    modified = datetime.fromtimestamp(status.st_mtime, tz=timezone.utc)
+                    yield StoredObject(prefix + entry.name, status.st_size, modified)
+    finally:
+        os.close(fd)
+
+
+def _walk_below(fd: int, name: str, prefix: str) -> Iterator[StoredObject]:
+    try:
+        below = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
+    except (FileNotFoundError, NotADirectoryError):  # it was deleted meanwhile, or is another thing now
         return
-    directories = {entry.name for entry in found if entry.is_dir(follow_symlinks=False)}
-    for entry in sorted(found, key=lambda each: each.name + "/" * (each.name in directories)):
-        if entry.name in directories:
-            yield from _walk(path / entry.name, f"{prefix}{entry.name}/")
-        elif entry.is_file(follow_symlinks=False):
-            with suppress(FileNotFoundError):  # it was deleted meanwhile
-                status = entry.stat(follow_symlinks=False)
-                modified = datetime.fromtimestamp(status.st_mtime, tz=timezone.utc)
-                yield StoredObject(prefix + entry.name, status.st_size, modified)
+    yield from _walk(below, prefix)
 
 
-def _tidy(incoming: Path) -> None:
+def _tidy(incoming: int) -> None:
     """Remove what processes have left that were killed long ago."""
     with suppress(OSError):
-        for path in incoming.iterdir():
-            if path.stat().st_mtime < time.time() - _ABANDONED_S:
-                path.unlink(missing_ok=True)
+        fd = listable(incoming)
+        try:
+            with os.scandir(fd) as entries:
+                for entry in entries:
+                    if entry.stat(follow_symlinks=False).st_mtime < time.time() - _ABANDONED_S:
+                        os.unlink(entry.name, dir_fd=fd)
+        finally:
+            os.close(fd)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from datetime import timedelta
 
 import obstore
 import pytest
@@ -32,6 +33,40 @@ def test_large_object_leaves_nothing_beside(
     with pytest.raises(StorageError, match="instead of"):
         store.put_new("a/c", io.BytesIO(bytes(4000)), 5000)
     assert [each["path"] for chunk in obstore.list(bucket) for each in chunk] == ["copies/a/b"]
+
+
+def test_what_killed_copies_have_left_is_removed_later(
+    store: CloudStore, bucket: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cloud, "_WHOLE_BYTES", 1000)
+    left = {f"copies/.incoming/{'0' * 32}", "copies/.incoming/somebody-else's", f"other/.incoming/{'0' * 32}"}
+    for path in left:
+        obstore.put(bucket, path, b"x")
+    assert store.put_new("small", io.BytesIO(b"x"), 1)
+    assert store.put_new("a", io.BytesIO(bytes(5000)), 5000)
+    listed = {each["path"] for chunk in obstore.list(bucket) for each in chunk}
+    assert listed == {*left, "copies/small", "copies/a"}
+    monkeypatch.setattr(cloud, "ABANDONED", timedelta(seconds=-5))
+    another = CloudStore("az://box/copies", bucket, "copies")  # type: ignore[arg-type]
+    assert another.put_new("b", io.BytesIO(bytes(5000)), 5000)
+    listed = {each["path"] for chunk in obstore.list(bucket) for each in chunk}
+    assert listed == {*sorted(left)[1:], "copies/small", "copies/a", "copies/b"}
+
+
+def test_large_object_has_as_many_parts_as_clouds_take(store: CloudStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, int]] = []
+
+    def put(*_: object, chunk_size: int, max_concurrency: int, **__: object) -> None:
+        asked.append({"part": chunk_size, "parallel": max_concurrency})
+        raise obstore.exceptions.GenericError("enough")
+
+    monkeypatch.setattr(obstore, "put", put)
+    for size_bytes in (9 * 2**20, 78 * 2**30, 1000 * 2**30):
+        with pytest.raises(StorageError, match="enough"):
+            store.put_new("a", io.BytesIO(), size_bytes)
+        assert size_bytes / asked[-1]["part"] <= 10_000
+        assert asked[-1]["part"] * asked[-1]["parallel"] <= max(asked[-1]["part"], 96 * 2**20)
+    assert asked[0] == {"part": 8 * 2**20, "parallel": 12}
 
 
 def test_large_object_is_read_in_ranges(store: CloudStore, monkeypatch: pytest.MonkeyPatch) -> None:

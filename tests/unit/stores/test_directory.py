@@ -7,9 +7,11 @@ import io
 import os
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,7 +35,7 @@ def test_modes_and_no_remains(tmp_path: Path) -> None:
 
 
 def test_without_hard_links_a_rename_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_links(*_: object) -> None:
+    def no_links(*_: object, **__: object) -> None:
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))
 
     monkeypatch.setattr(os, "link", no_links)
@@ -70,11 +72,11 @@ def test_incoming_that_leads_elsewhere_is_refused(tmp_path: Path) -> None:
 def test_directories_that_a_delete_has_removed_are_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     link = os.link
 
-    def removed_first(source: Path, name: Path) -> None:
+    def removed_first(*names: str, **options: Any) -> None:
         monkeypatch.setattr(os, "link", link)
-        name.parent.rmdir()
-        name.parent.parent.rmdir()
-        link(source, name)
+        (tmp_path / "a/b").rmdir()
+        (tmp_path / "a").rmdir()
+        link(*names, **options)
 
     monkeypatch.setattr(os, "link", removed_first)
     old = os.umask(0o022)
@@ -104,6 +106,88 @@ def test_links_are_not_followed(tmp_path: Path) -> None:
     assert store.size("c") is None
 
 
+#: What reaches a file by its name; between two of them anything can happen.
+_CALLS = ("open", "stat", "mkdir", "link", "unlink", "rmdir", "scandir", "rename")
+
+
+class Intruder:
+    """Puts a symbolic link to a directory outside in the place of one of the target, before the call of a number."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, place: Path, outside: Path, number: int) -> None:
+        self._place, self._outside, self._left = place, outside, number
+        self.is_done = False
+        for name in _CALLS:
+            monkeypatch.setattr(os, name, self._watched(getattr(os, name)))
+
+    def _watched(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def watched(*args: Any, **options: Any) -> Any:
+            if not self.is_done and not self._left:
+                self.is_done = True
+                self._swap()
+            self._left -= 1
+            return call(*args, **options)
+
+        return watched
+
+    def _swap(self) -> None:
+        with suppress(FileNotFoundError):
+            self._place.rename(self._place.with_name(".taken"))
+        self._place.parent.mkdir(exist_ok=True)
+        self._place.symlink_to(self._outside)
+
+
+def _read(store: DirectoryStore, key: str) -> None:
+    with suppress(FileNotFoundError):
+        assert b"secret" not in b"".join(store.get(key))
+
+
+#: What is done with a store in which there are a/b/object, and a/b/more.
+_DEEDS: dict[str, Callable[[DirectoryStore], object]] = {
+    "put": lambda store: put(store, "a/b/new"),
+    "put again": lambda store: put(store, "a/b/object"),
+    "get": lambda store: _read(store, "a/b/object"),
+    "size": lambda store: store.size("a/b/object") in (1, None) or pytest.fail("the size of what is outside"),
+    "list": lambda store: [each.key for each in store.list("")].count("a/b/outside") and pytest.fail("it is listed"),
+    "list a part": lambda store: (
+        [each.key for each in store.list("a/b/")].count("a/b/outside") and pytest.fail("it is listed")
+    ),
+    "delete": lambda store: store.delete("a/b/object"),
+    "hold": lambda store: store.hold("a/b/object", datetime.fromtimestamp(0, tz=timezone.utc)),
+}
+
+
+@pytest.mark.parametrize("place", ["a", "a/b", ".incoming"])
+@pytest.mark.parametrize("deed", _DEEDS)
+def test_link_that_appears_at_any_moment_leads_nowhere(tmp_path: Path, deed: str, place: str) -> None:
+    """Another user may write in the target: nothing outside is read, and nothing there is changed."""
+    for number in range(200):
+        outside, target = tmp_path / f"outside{number}", tmp_path / f"target{number}"
+        for path in (outside, outside / "b"):
+            path.mkdir()
+            for name in ("object", "outside"):
+                (path / name).write_bytes(b"secret")
+                os.utime(path / name, (0, 0))
+        target.mkdir()
+        put(DirectoryStore(target), "a/b/object")
+        put(DirectoryStore(target), "a/b/more")
+        before = _state(outside)
+        with pytest.MonkeyPatch.context() as patched, suppress(StorageError):
+            intruder = Intruder(patched, target / place, outside, number)
+            _DEEDS[deed](DirectoryStore(target))
+        for path in target.rglob("object"):
+            immutable.release(path)  # which "hold" may have made immutable
+        assert _state(outside) == before
+        if not intruder.is_done:
+            assert number > 2
+            return
+    pytest.fail("it never ends")
+
+
+def _state(path: Path) -> list[tuple[str, int, int, int]]:
+    found = [(each, each.lstat()) for each in sorted(path.rglob("*"))]
+    return [(os.fspath(each), status.st_ino, status.st_mtime_ns, status.st_nlink) for each, status in found]
+
+
 def test_full_disk_is_no_space_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -123,7 +207,7 @@ def test_forbidden_deletion_is_a_state(tmp_path: Path, monkeypatch: pytest.Monke
     def immutable(*_: object, **__: object) -> None:
         raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
 
-    monkeypatch.setattr(Path, "unlink", immutable)
+    monkeypatch.setattr(os, "unlink", immutable)
     assert store.delete("a/b") is Deletion.KEPT
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vbackup.cli.arguments import add_common, add_key_file, add_point, add_words
+from vbackup.cli.copies import add_from
 
 
 def add(commands: Any) -> None:
@@ -20,5 +21,6 @@ def add(commands: Any) -> None:
         "name or UUID of the domain; a file in the guest, WHERE: a disk, DISK/PARTITION or VG/LV",
     )
     add_common(parser)
+    add_from(parser)
     add_point(parser, "look into", has_id=False)
     add_key_file(parser)

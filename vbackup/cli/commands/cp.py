@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vbackup.cli.arguments import add_common, add_key_file, add_point, add_words
+from vbackup.cli.copies import add_from
 
 
 def add(commands: Any) -> None:
@@ -21,6 +22,7 @@ def add(commands: Any) -> None:
         " existing directory, a new name, or '-'",
     )
     add_common(parser)
+    add_from(parser)
     add_point(parser, "copy from", has_id=False)
     add_key_file(parser)
     parser.add_argument("-a", "--archive", action="store_true", help="keep owner, mode and times (owners as root only)")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vbackup.cli.arguments import add_common, add_domain, add_point
+from vbackup.cli.copies import add_from
 from vbackup.cli.values import directory
 
 
@@ -17,6 +18,7 @@ def add(commands: Any) -> None:
     )
     add_domain(parser)
     add_common(parser)
+    add_from(parser)
     add_point(parser, "serve", has_id=True)
     parser.add_argument(
         "--nbd", metavar="SOCKET", required=True, type=directory, help="path of the unix socket, which is created"

@@ -7,7 +7,7 @@ import sys
 from contextlib import suppress
 
 from vbackup.api import CatRequest, parse_address
-from vbackup.cli import keys, output, streams
+from vbackup.cli import copies, keys, output, streams
 from vbackup.cli.arguments import domain_and_words_of, swallowed, wanted_of
 from vbackup.cli.context import Context
 from vbackup.errors import Status, UsageError
@@ -22,10 +22,14 @@ def run(options: argparse.Namespace, context: Context) -> int:
     if context.as_json:
         raise UsageError("A file is printed as it is, not as JSON; 'vbackup ls --json' describes it.")
     address = parse_address(words[0])
-    with context.connect() as vb, context.reporting(domain, is_log=False) as reporter, suppress(streams.LostOutput):
-        request = CatRequest(context.uuid_of(vb.repository, domain), wanted_of(options, options.backup), address)
+    wanted = wanted_of(options, options.backup)
+    with (
+        context.reporting(domain, is_log=False) as reporter,
+        copies.shown(options, context, domain, wanted, reporter=reporter) as (vb, uuid),
+        suppress(streams.LostOutput),
+    ):
         vb.cat(
-            request,
+            CatRequest(uuid, wanted, address),
             _print_escaped if sys.stdout.isatty() else streams.Binary().write,
             keys=keys.of(options.key_file, context.stop),
             reporter=reporter,

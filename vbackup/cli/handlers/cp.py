@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vbackup.api import Copies, CpRequest, parse_address
-from vbackup.cli import keys, output, streams
+from vbackup.cli import copies, keys, output, streams
 from vbackup.cli.arguments import domain_and_words_of, swallowed, wanted_of
 from vbackup.cli.context import Context
 from vbackup.errors import Status, UsageError
@@ -33,16 +33,14 @@ def run(options: argparse.Namespace, context: Context) -> int:
         raise UsageError("A tar archive is not written to a terminal: redirect the output, or pipe it into tar.")
     if target is None and context.as_json:
         raise UsageError("The output is a tar archive, so there is no place for JSON: leave out --json.")
-    with context.connect() as vb, context.reporting(domain, is_log=False) as reporter:
-        request = CpRequest(
-            context.uuid_of(vb.repository, domain),
-            wanted_of(options, options.backup),
-            sources,
-            target,
-            keeps_everything=options.archive,
-        )
+    wanted = wanted_of(options, options.backup)
+    with (
+        context.reporting(domain, is_log=False) as reporter,
+        copies.shown(options, context, domain, wanted, reporter=reporter) as (vb, uuid),
+    ):
+        request = CpRequest(uuid, wanted, sources, target, keeps_everything=options.archive)
         try:
-            copies = vb.cp(
+            done = vb.cp(
                 request,
                 streams.Binary() if target is None else None,
                 keys=keys.of(options.key_file, context.stop),
@@ -50,11 +48,11 @@ def run(options: argparse.Namespace, context: Context) -> int:
             )
         except streams.LostOutput:
             return Status.FAILED
-        _warn(copies, reporter)
+        _warn(done, reporter)
     if target is None:
         sys.stdout.flush()
     else:
-        _print(copies, context)
+        _print(done, context)
     return Status.DONE
 
 
@@ -70,16 +68,16 @@ def _target(words: list[str], options: argparse.Namespace) -> Path | None:
     return None if word == "-" else Path(word)
 
 
-def _warn(copies: Copies, reporter: Reporter) -> None:
-    left_out = [each for copied in copies.copied for each in copied.left_out]
+def _warn(done: Copies, reporter: Reporter) -> None:
+    left_out = [each for copied in done.copied for each in copied.left_out]
     for each in left_out[:_NAMED]:
         reporter.warning(f"Left out {each}.")
     if len(left_out) > _NAMED:
         reporter.warning(f"Left out {len(left_out) - _NAMED} more files.")
 
 
-def _print(copies: Copies, context: Context) -> None:
-    backup = copies.backup
+def _print(done: Copies, context: Context) -> None:
+    backup = done.backup
     if context.as_json:
         document: dict[str, Any] = {
             "id": backup.id,
@@ -92,12 +90,12 @@ def _print(copies: Copies, context: Context) -> None:
                     "size_bytes": each.size_bytes,
                     "left_out": list(each.left_out),
                 }
-                for each in copies.copied
+                for each in done.copied
             ],
         }
         context.print_document("vbackup.cp/1", document)
     elif not context.is_quiet:
-        for each in copies.copied:
+        for each in done.copied:
             count = f"{each.files} files, " if each.files != 1 else ""
             text = (
                 f"{each.source} of backup {backup.id} is copied to {each.path}: {count}{output.size(each.size_bytes)}"

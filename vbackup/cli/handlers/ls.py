@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from vbackup.api import Entry, Listing, LsRequest, parse_address
-from vbackup.cli import guest_files, keys, output
+from vbackup.cli import copies, guest_files, keys, output
 from vbackup.cli.arguments import domain_and_words_of, wanted_of
 from vbackup.cli.context import Context
 from vbackup.errors import Status, UsageError
@@ -18,13 +18,12 @@ def run(options: argparse.Namespace, context: Context) -> int:
     if len(words) > 1:
         raise UsageError(f"One path is listed, but {len(words)} are given: {' '.join(words)}.")
     address = parse_address(words[0]) if words else None
-    with context.connect() as vb, context.reporting(domain, is_log=False) as reporter:
-        request = LsRequest(
-            context.uuid_of(vb.repository, domain),
-            wanted_of(options, options.backup),
-            address,
-            is_recursive=options.recursive,
-        )
+    wanted = wanted_of(options, options.backup)
+    with (
+        context.reporting(domain, is_log=False) as reporter,
+        copies.shown(options, context, domain, wanted, reporter=reporter) as (vb, uuid),
+    ):
+        request = LsRequest(uuid, wanted, address, is_recursive=options.recursive)
         listing = vb.ls(request, keys=keys.of(options.key_file, context.stop), reporter=reporter)
     if context.as_json:
         _print_document(listing, context)

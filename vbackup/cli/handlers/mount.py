@@ -16,6 +16,7 @@ from vbackup.cli.arguments import directory_words_of, wanted_of
 from vbackup.cli.background import Background
 from vbackup.cli.context import Context
 from vbackup.errors import Status, VbackupError
+from vbackup.report import Phase, Reporter
 
 
 def run(options: argparse.Namespace, context: Context) -> int:
@@ -30,21 +31,24 @@ def run(options: argparse.Namespace, context: Context) -> int:
             return started
         child = started
     with ExitStack() as stack:
-        reporter = stack.enter_context(context.reporting(domain, steps=False))
+        reporter: Reporter = stack.enter_context(context.reporting(domain, steps=False))
         if path is not None:
             vb, target = stack.enter_context(connect(context.uri, repository=path, stop=context.stop)), None
         else:
+            reporter = _Logging(reporter)
             vb, target = stack.enter_context(copies.connected(options, context, reporter=reporter))
         wanted = wanted_of(options, backup_id)
         request = MountRequest(vb.uuid_of(domain, reporter=reporter), directory.absolute(), wanted)
         if target is not None:
-            target.bring(request.domain, wanted)
+            target.show(request.domain, wanted)
         mounted = stack.enter_context(vb.mount(request, reporter=reporter))
         _print(mounted, context, in_background=child is not None)
         if child is None:
             mounted.wait(context.stop)
             return Status.DONE
         child.ready()
+        if isinstance(reporter, _Logging):
+            reporter.is_seen = False
         _wait_in_background(mounted, context)
     return Status.DONE
 
@@ -54,9 +58,36 @@ def _wait_in_background(mounted: Mounted, context: Context) -> None:
     try:
         mounted.wait(context.stop)
     except VbackupError as err:
-        syslog.openlog("vbackup", syslog.LOG_PID, syslog.LOG_DAEMON)
-        syslog.syslog(syslog.LOG_ERR, output.plain(f"mount {mounted.directory}: {err}"))
+        _log(syslog.LOG_ERR, f"mount {mounted.directory}: {err}")
         raise
+
+
+def _log(level: int, text: str) -> None:
+    syslog.openlog("vbackup", syslog.LOG_PID, syslog.LOG_DAEMON)
+    syslog.syslog(level, output.plain(text))
+
+
+class _Logging:
+    """A reporter whose warnings go to the system's log when nobody sees any more what is printed."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        self._reporter = reporter
+        self.is_seen = True
+
+    def step(self, message: str) -> None:
+        """As Reporter."""
+        self._reporter.step(message)
+
+    def warning(self, message: str) -> None:
+        """As Reporter."""
+        if self.is_seen:
+            self._reporter.warning(message)
+        else:
+            _log(syslog.LOG_WARNING, message)
+
+    def progress(self, dev: str, phase: Phase, done_bytes: int, total_bytes: int) -> None:
+        """As Reporter."""
+        self._reporter.progress(dev, phase, done_bytes, total_bytes)
 
 
 def _print(mounted: Mounted, context: Context, *, in_background: bool) -> None:

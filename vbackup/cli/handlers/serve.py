@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from vbackup.api import Served, ServeRequest, default_overlays
-from vbackup.cli import output
+from vbackup.cli import copies, output
 from vbackup.cli.arguments import backup_of, domain_of, wanted_of
 from vbackup.cli.context import Context
 from vbackup.errors import Status, UsageError
@@ -18,16 +18,13 @@ def run(options: argparse.Namespace, context: Context) -> int:
     backup_id = backup_of(options)
     if options.overlay is not None and not options.writable:
         raise UsageError("--overlay needs --writable: nothing is written otherwise.")
-    vb = context.connect()
     overlays = (options.overlay or default_overlays()) if options.writable else None
     domain = domain_of(options)
-    request = ServeRequest(
-        context.uuid_of(vb.repository, domain), options.nbd, wanted_of(options, backup_id), overlays=overlays
-    )
+    wanted = wanted_of(options, backup_id)
     with (
-        vb,
         context.reporting(domain, steps=False) as reporter,
-        vb.serve(request, reporter=reporter) as served,
+        copies.shown(options, context, domain, wanted, reporter=reporter) as (vb, uuid),
+        vb.serve(ServeRequest(uuid, options.nbd, wanted, overlays=overlays), reporter=reporter) as served,
     ):
         _print(served, context, is_writable=overlays is not None)
         served.wait(context.stop)
