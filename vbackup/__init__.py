@@ -82,9 +82,9 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
       schemas                JSON Schemas of all documents, as data: (no module)
       scripts                programs of the user's: finding  program  runner
       config                 the configuration: model  calendar  loading  documents  positions  typed  times  keys
-                             values  arguments  secrets  writing  showing  schema  keeping  template
+                             values  arguments  secrets  programs  writing  showing  schema  keeping  template
     (root)                   words and tools: errors  model  layers  fields  names  report  files  machine  process
-                             stop  undo  archive  immutable  amounts
+                             stop  undo  archive  immutable  trusted  amounts
 
 No I/O is done in qapi, in the words, and where something is decided: engine.plan, disk_plan, base, underlay, endmark,
 allocation, moment, latency, session_plan and session_history, repository.history and hosts, copies.planning,
