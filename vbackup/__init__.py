@@ -40,7 +40,7 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              requests  ping  webhook  mail  others  apprise_program  listing
       schedule               units of systemd, lines of cron: units  cron  calendars  quoting  places  systemd
     overview                 is everything backed up?: state  answer  points  pictures  page  page_style  text_page
-                             facts  assess  domains  jobs  reasons  documents  nagios  metrics
+                             facts  remembered  assess  domains  jobs  reasons  documents  nagios  metrics
     images | stores
       images                 target images: creation  targets  tuning  writeback  block_lists  flatten  raw_data
                              joining  denied  denied_facts  written  storing  merge  opened_point  mount_points
