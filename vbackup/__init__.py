@@ -70,7 +70,7 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              data_size  live_state  stream_tar  stream_members  stream_record  immutability  standbys
                              glance  known_names
       sessions               the record of pull sessions: record  checkpoint  trackers  store  sockets
-      runs                   the record of runs of jobs: record  documents  store  lock  due  room_log
+      runs                   the record of runs of jobs: record  documents  store  lock  due  room_log  attempts
     remote                   hypervisors reached by SSH: address  command  connection  link  helper  daemon  nameless
     qemu                     QEMU's side: monitor  reply  qmp_socket  jobs  transaction  block_graph  debug_graph
                              partial_graph  activity  backing_chain  probing  storage_daemon  device_mark  iothreads
