@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, time, timedelta, timezone, tzinfo
 
-from vbackup.amounts import age
 from vbackup.config.calendar import Window
 from vbackup.config.model import Job
 from vbackup.runs.record import Outcome, Run
@@ -113,24 +112,17 @@ def jump(job: Job, runs: Sequence[Run], now: datetime) -> Doubt | None:
         return None
     last, trusted = runs[0].started, runs[0].trusted or runs[0].started
     interval_s = 0.0 if job.calendar is None else job.calendar.longest_interval_s
-    is_before = trusted > now + AHEAD
-    if is_before or now - trusted > max(GAP, timedelta(seconds=GAP_INTERVALS * interval_s)):
-        if runs[0].trusted is not None:  # the same words each night, so that it is told once
-            return Doubt(
-                f"The clock is still in doubt: it does not fit the run of {local(trusted)}, the last one before.",
-                trusted,
-            )
-        if not is_before:
-            return Doubt(
-                f"The last run began at {local(last)}, {age(now - last)} ago: the machine was off for long, or the"
-                " clock is wrong.",
-                trusted,
-            )
+    # The same words each night, so that they are told once.
+    begun = f"The last run that is not in doubt began at {local(trusted)}"
+    if trusted > now + AHEAD:
+        return Doubt(f"{begun}, later than now: the clock has been set back, or was wrong then.", trusted)
+    if now - trusted > max(GAP, timedelta(seconds=GAP_INTERVALS * interval_s)):
+        return Doubt(f"{begun}, long ago: the machine was off for long, or the clock is wrong.", trusted)
     if last > now + AHEAD:
         return Doubt(
             f"The clock says {local(now)}, but the last run began at {local(last)}, which is later: the clock has been"
             " set back, or was wrong then.",
-            trusted if is_before else None,
+            None,
         )
     return None
 
