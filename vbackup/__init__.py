@@ -41,7 +41,7 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              requests  ping  webhook  mail  others  apprise_program  listing
       schedule               units of systemd, lines of cron: units  cron  calendars  quoting  places  systemd
     overview                 is everything backed up?: state  answer  points  pictures  page  page_style  text_page
-                             facts  assess  domains  jobs  reasons  documents  nagios  metrics
+                             facts  remembered  assess  domains  jobs  reasons  documents  nagios  metrics
     images | stores
       images                 target images: creation  targets  tuning  writeback  block_lists  flatten  raw_data
                              joining  denied  denied_facts  written  storing  merge  opened_point  mount_points
@@ -71,7 +71,7 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              data_size  live_state  stream_tar  stream_members  stream_record  immutability  standbys
                              glance  known_names
       sessions               the record of pull sessions: record  checkpoint  trackers  store  sockets
-      runs                   the record of runs of jobs: record  documents  store  lock  due  room_log
+      runs                   the record of runs of jobs: record  documents  store  lock  due  room_log  attempts
     remote                   hypervisors reached by SSH: address  command  ciphers  connection  link  helper  daemon
                              nameless  host_key
     qemu                     QEMU's side: monitor  reply  qmp_socket  jobs  transaction  block_graph  debug_graph
@@ -84,9 +84,9 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
       schemas                JSON Schemas of all documents, as data: (no module)
       scripts                programs of the user's: finding  program  runner
       config                 the configuration: model  calendar  loading  documents  positions  typed  times  keys
-                             values  arguments  secrets  writing  showing  schema  keeping  template
+                             values  arguments  secrets  programs  writing  showing  schema  keeping  template
     (root)                   words and tools: errors  model  layers  fields  names  report  files  machine  process
-                             stop  undo  archive  immutable  amounts
+                             stop  undo  archive  immutable  trusted  amounts
 
 No I/O is done in qapi, in the words, and where something is decided: engine.plan, disk_plan, base, underlay, endmark,
 allocation, moment, latency, session_plan and session_history, repository.history and hosts, copies.planning,

@@ -17,6 +17,7 @@ export function healthLabel(domain) {
     if (domain.is_gone) return label("Gone", domain.health === "ok" ? "unknown" : KIND[domain.health]);
     if (domain.is_overdue) return label("Overdue", KIND[domain.health] === "ok" ? "warning" : KIND[domain.health]);
     if (domain.fault) return label("Last run failed", "danger");
+    if (domain.last_read && domain.health === "ok") return label("Not known", "unknown");
     return label(WORDS[domain.health], KIND[domain.health]);
 }
 
@@ -27,7 +28,7 @@ export function overview(page) {
 
     function summary() {
         const there = state.domains.filter(one => !one.is_gone);
-        const good = there.filter(one => one.health === "ok").length;
+        const good = there.filter(one => one.health === "ok" && !one.last_read).length;
         const bad = state.domains.filter(one => ["warning", "critical"].includes(one.health));
         const all = plural(there.length, "virtual machine");
         if (!there.length && ["ok", "unknown"].includes(state.health))

@@ -6,8 +6,9 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -80,6 +81,38 @@ if (document.scrollingElement.scrollWidth > innerWidth + 1)
 return faults;
 """
 
+#: Let the page's modules run programs that answer as told: by the words of a command, what it prints, or its failure.
+#: What the body returns is in window.answer.
+WITH_FAKES = """
+const [answers, known] = arguments;
+const said = [];
+window.cockpit.spawn = argv => {
+    said.push(argv.join(" "));
+    const [, found] = Object.entries(answers).find(([words]) => argv.join(" ").includes(words)) ?? ["", {}];
+    const answer = typeof found === "function" ? found() : found;
+    const fails = answer.code || answer.problem;
+    const whole = fails ? Promise.reject({ exit_status: 1, message: "", ...answer }) : Promise.resolve();
+    whole.catch(() => {});
+    return Object.assign(whole, {
+        input() {}, close() {}, stream: give => answer.problem || give(JSON.stringify(answer)),
+    });
+};
+const later = window.setTimeout;
+const body = async ({ State, points, Works, overview }) => { %s };
+Promise.all(["state", "works", "overview"].map(name => import(`./${name}.js`)))
+    .then(modules => body(Object.assign({}, ...modules)))
+    .then(value => { window.answer = { value }; }, error => { window.answer = { problem: String(error) }; });
+"""
+GOOD = {"name": "web", "uuid": "u", "repository": "main", "last": {}, "backups": 1, "health": "ok"}
+NO_MORE = {**GOOD, "is_gone": True}
+UNMOUNTED = {"name": "main", "path": "/r", "fault": None, "health": "critical", "reasons": ["Not mounted."]}
+STATUS = {
+    "jobs": [],
+    "domains": [GOOD],
+    "repositories": [{"name": "main", "path": "/r", "fault": None, "health": "ok"}],
+    "warnings": [],
+}
+
 
 @pytest.fixture(scope="module")
 def place() -> Iterator[Path]:
@@ -95,7 +128,9 @@ def guests(place: Path) -> Recorded:
 
 @pytest.fixture(scope="module")
 def cockpit(place: Path, chromedriver: Driver) -> Iterator[Cockpit]:
-    with cockpit_.installed(place, {"LIBGUESTFS_BACKEND_SETTINGS": "force_tcg"}) as made:
+    silent = "qemu:///system?socket=/nonexistent/libvirt"
+    variables = {"LIBGUESTFS_BACKEND_SETTINGS": "force_tcg", "LIBVIRT_DEFAULT_URI": silent}
+    with cockpit_.installed(place, variables) as made:
         made.start()
         yield made
 
@@ -171,7 +206,7 @@ def test_disks_are_mounted_and_unmounted(browser: Browser, place: Path, guests: 
     assert not os.path.ismount(place / "mounted here" / "vda.raw")
 
 
-def test_damage_is_seen_before_a_restore(browser: Browser, guests: Recorded) -> None:
+def test_damage_and_a_silent_libvirt_are_seen_before_a_restore(browser: Browser, guests: Recorded) -> None:
     full, newest = guests.backups
     image = guests.repository.path / full.domain_uuid / full.id / "vda.qcow2"
     image.rename(image.with_suffix(".away"))
@@ -186,9 +221,104 @@ def test_damage_is_seen_before_a_restore(browser: Browser, guests: Recorded) -> 
         for _ in range(3):
             browser.click("button", "Next")
         browser.find("text", "Error: *")
-        assert "vda" in browser.run("return document.getElementById('checks').innerText")
+        checks = browser.run("return document.getElementById('checks').innerText")
+        assert "vda" in checks
+        assert "error: failed to connect to the hypervisor" in checks
+        assert "No virtual machine is called" not in checks  # nobody knows whether the name is free
     finally:
         image.with_suffix(".away").rename(image)
+
+
+@pytest.fixture(scope="module")
+def with_fakes(chromedriver: Driver, cockpit: Cockpit, place: Path) -> Iterator[Callable[..., Any]]:
+    """Run a body with the page's modules, each time in a page that is read again; return its answer."""
+    window = Browser(chromedriver, downloads=place)
+
+    def run(body: str, answers: dict[str, Any], **known: Any) -> Any:
+        window.open(cockpit.page)
+        window.find("heading", "No backups yet")
+        window.run(WITH_FAKES % body, answers, known)
+        answer = window.wait("return window.answer", patience_s=20)
+        assert "problem" not in answer, answer
+        return answer["value"]
+
+    yield run
+    window.close()
+
+
+def test_what_is_not_known_does_not_look_well(with_fakes: Callable[..., Any]) -> None:
+    body = """
+        const results = [];
+        for (const one of known.cases) {
+            answers["vbackup status --json"] = one;
+            const state = new State();
+            await state.refresh();
+            const view = overview({ state, works: { running: [] }, href: () => "#", can: () => true });
+            view.update();
+            const alerts = [...view.element.querySelectorAll(".pf-v6-c-alert")].map(one => one.textContent);
+            results.push([state.health, state.error?.message ?? null, alerts.join(" ")]);
+        }
+        return results;
+    """
+    cases = [
+        STATUS,
+        {**STATUS, "warnings": ["Host hv2 is silent."]},
+        {"schema": "vbackup.error/1", "code": "CONFIG", "message": "Line 3 is wrong.", "status": 2},
+        {"schema": "vbackup.error/1", "code": "NO_CONFIG", "message": "There is none.", "status": 2},
+        {**STATUS, "domains": [NO_MORE]},
+        {**STATUS, "domains": [GOOD, NO_MORE]},
+        {**STATUS, "domains": [{**GOOD, "last_read": "2026-11-30T01:00:00.000000Z"}], "repositories": [UNMOUNTED]},
+    ]
+    good, doubtful, wrong, none, gone, some_gone, remembered = with_fakes(body, {}, cases=cases)
+    assert (good[0], good[1]) == ("ok", None)
+    assert "The only virtual machine is backed up" in good[2]
+    assert doubtful[0] == "warning"
+    assert "Something needs attention" in doubtful[2]
+    assert "is backed up" not in doubtful[2]
+    assert wrong[:2] == ["warning", "Line 3 is wrong."]
+    assert none[:2] == ["ok", None]
+    assert "libvirt has none of the virtual machines any more" in gone[2]
+    assert "The only virtual machine is backed up" in some_gone[2]
+    assert remembered[0] == "critical"
+    assert "is backed up" not in remembered[2]
+
+
+def test_work_that_begins_late_is_followed_to_its_end(with_fakes: Callable[..., Any]) -> None:
+    body = """
+        window.setTimeout = act => later(act, 0);
+        let reads = 0;
+        let isOver = false;
+        const one = () => ({ id: "1", path: "/w", title: "w", state: isOver ? "ended" : "running" });
+        answers["work.json"] = () => ({ directory: "/d", works: [one()] });  // in work.py's text
+        answers.tail = () => { isOver = true; return {}; };
+        window.cockpit.channel = () => new EventTarget();
+        window.cockpit.file = () => ({ read: async () => (++reads > 70 ? "4711\\n" : null) });
+        const end = await new Promise((found, failed) => {
+            later(() => failed(new Error("nobody has seen the end")), 10000);
+            new Works({ changed() {}, moved() {}, ended: found }).refresh();
+        });
+        return [end.state, reads, said.some(words => words.includes("--pid=4711")), said.length];
+    """
+    state, reads, is_followed, _ = with_fakes(body, {})
+    assert (state, is_followed) == ("ended", True)
+    assert reads > 50  # a look a fifth of a second: it was asked again after ten seconds
+
+
+def test_work_that_may_have_begun_says_so_and_a_failed_list_stays(with_fakes: Callable[..., Any]) -> None:
+    body = """
+        const works = new Works({ changed() {}, moved() {}, ended() {} });
+        works.list = [{ id: "1", state: "ended" }];
+        await works.refresh();
+        const begun = await works.start({ argv: ["backup"] }).catch(error => error.message);
+        const { points: found } = await points("/r", "-k");
+        return [works.error.code, works.list.length, begun, found, said.at(-1)];
+    """
+    answers = {"python3 -I": {"problem": "disconnected"}, "vbackup list": {"backups": [1, 2], "broken": []}}
+    code, count, begun, found, command = with_fakes(body, answers)
+    assert (code, count) == ("DISCONNECTED", 1)
+    assert begun.endswith("It may have begun: reload this page, and Activity shows it.")
+    assert found == [2, 1]
+    assert command == "vbackup list -r /r --json -- -k"
 
 
 @pytest.mark.parametrize(("style", "width"), [("light", 1280), ("dark", 1280), ("light", 390)])

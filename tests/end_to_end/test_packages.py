@@ -132,6 +132,38 @@ def test_rpm_packages_contain_what_the_debian_ones_do(rpms: list[Path], debs: li
     assert needed == {name.replace(".", "-") for name in package_lifecycle.required()}
 
 
+def test_rpm_package_stops_its_timers_on_removal_and_not_on_an_upgrade(rpms: list[Path], tmp_path: Path) -> None:
+    told, helper = tmp_path / "told", tmp_path / "systemd-update-helper"
+    for program in (tmp_path / "systemctl", helper):
+        program.write_text(f'#!/bin/sh\necho "${{0##*/}} $*" >> {told}\n')
+        program.chmod(0o755)
+    sections: dict[str, str] = {}
+    for part in re.split(r"(?m)^(?=\w+ scriptlet)", run(["rpm", "-qp", "--scripts", rpms[1]]))[1:]:
+        name, text = part.split(" ", 1)[0], part.split("\n", 1)[1]
+        assert "%" not in text, "a macro that nobody has"
+        text = text.replace("/usr/lib/systemd/systemd-update-helper", str(helper))
+        sections[name] = text.replace("/run/systemd/system", str(tmp_path))
+
+    def said(name: str, instances: int) -> list[str]:
+        told.write_text("")
+        run(["env", f"PATH={tmp_path}:{os.environ['PATH']}", "sh", "-ec", sections[name], "sh", str(instances)])
+        return told.read_text().splitlines()
+
+    units = "vbackup@.service vbackup@.timer vbackup-boot@.timer"
+    assert said("postinstall", 1) == [
+        f"systemd-update-helper install-system-units {units}",
+        "systemd-update-helper install-user-units vbackup@.service",
+    ]
+    assert said("postinstall", 2) == said("preuninstall", 1) == []
+    timers = "vbackup@.timer vbackup-boot@.timer"
+    assert said("preuninstall", 0) == [
+        "systemctl stop vbackup@*.timer vbackup-boot@*.timer",
+        f"systemd-update-helper remove-system-units {timers}",
+        "systemd-update-helper remove-user-units vbackup@.service",
+    ]
+    assert said("postuninstall", 0) == ["systemctl daemon-reload"]
+
+
 def test_rpmlint_has_no_error_for_the_spec_and_the_packages(rpms: list[Path]) -> None:
     if shutil.which("rpmlint") is None:
         pytest.skip("rpmlint is not installed")

@@ -77,4 +77,4 @@ def test_files_are_those_of_the_code() -> None:
     shown = PAGE.astext()
     assert f"{documents.SYSTEM}/{documents.FILE}" in shown
     assert f"{documents.SYSTEM}/{documents.DIRECTORY}/" in shown
-    assert re.search(rf"REPO/{keeping.FILE}\b", shown)
+    assert re.search(rf"REPO/{keeping.OLD_FILE}\b", shown)

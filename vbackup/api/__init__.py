@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         effective_config,
         keep_config,
         kept_config,
+        kept_configs,
         propose_config,
         write_config,
     )
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     from vbackup.api.schedules import install_schedule, remove_schedule, show_schedule
     from vbackup.api.streams import open_stage
     from vbackup.api.upkeep import Repaired
+    from vbackup.config.keeping import KeptConfig
     from vbackup.config.model import Config
     from vbackup.config.model import Job as ConfiguredJob
     from vbackup.config.model import Place as ConfigPlace
@@ -361,6 +363,7 @@ __all__ = [
     "InPlaceRequest",
     "Job",
     "JobState",
+    "KeptConfig",
     "Keys",
     "Labelling",
     "LeftOut",
@@ -502,6 +505,7 @@ __all__ = [
     "is_stream_job",
     "keep_config",
     "kept_config",
+    "kept_configs",
     "known_schemas",
     "load_schema",
     "machine_path",
@@ -688,7 +692,7 @@ _PLACES = {
     # daily operation
     "vbackup.api.daily": "plan_runs read_config run_jobs runs_of tell_not_run",
     "vbackup.api.configuration": "check_config config_schema config_text effective_config keep_config kept_config "
-    "propose_config write_config",
+    "kept_configs propose_config write_config",
     "vbackup.api.notices": "notifiers send_test_notices tell_overdue",
     "vbackup.api.schedules": "install_schedule remove_schedule show_schedule",
     "vbackup.notices.delivery": "Kind:NotifierKind",
@@ -697,6 +701,7 @@ _PLACES = {
     "vbackup.operations.schedule_needs": "ScheduleRequest",
     "vbackup.schedule.places": "State:ScheduleState Way:ScheduleWay",
     "vbackup.config.model": "Job:ConfiguredJob Config Place:ConfigPlace",
+    "vbackup.config.keeping": "KeptConfig",
     "vbackup.config.showing": "Shown:ShownKey",
     "vbackup.operations.config_check": "CheckedConfig CheckedDomain CheckedJob",
     "vbackup.operations.run": "NotRun Ran RunRequest",

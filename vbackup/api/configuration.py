@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vbackup.config.keeping import KeptConfig
     from vbackup.config.model import Config
     from vbackup.config.showing import Shown
     from vbackup.operations.config_check import CheckedConfig
@@ -69,16 +70,32 @@ def write_config(path: str | os.PathLike[str], text: str) -> None:
 
 
 def keep_config(repository: str | os.PathLike[str], config: Config) -> bool:
-    """Keep the configuration in a repository, if it is not there; return True if it was. Raises StorageError."""
+    """Keep this host's configuration in a repository, unless it is there; return True if it was not.
+
+    Raises StorageError.
+    """
     from vbackup.config import keeping
     from vbackup.machine import this_host
 
-    return keeping.keep(Path(repository), config, host=this_host().name)
+    return keeping.keep(Path(repository), config, host=this_host())
 
 
-def kept_config(repository: str | os.PathLike[str]) -> str:
-    """Return the text of the configuration that was kept in a repository. Raises StorageError."""
+def kept_config(repository: str | os.PathLike[str], host: str | None = None) -> str:
+    """Return the text of the configuration of a host that was kept in a repository.
+
+    ``host``: its name; None: the only one there is, or this host. Raises UsageError if that leaves several, or none,
+    StorageError.
+    """
+    from vbackup.config import keeping
+    from vbackup.machine import this_host
+    from vbackup.repository.repository import Repository
+
+    return keeping.kept(Repository.open(Path(repository)).path, host, here=this_host().name)
+
+
+def kept_configs(repository: str | os.PathLike[str]) -> tuple[KeptConfig, ...]:
+    """Return which hosts' configurations are kept in a repository. Raises StorageError."""
     from vbackup.config import keeping
     from vbackup.repository.repository import Repository
 
-    return keeping.kept(Repository.open(Path(repository)).path)
+    return keeping.all_kept(Repository.open(Path(repository)).path)

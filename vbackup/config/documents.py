@@ -26,6 +26,8 @@ FILE = "vbackup.toml"
 DIRECTORY = "conf.d"
 #: More than a configuration of a thousand jobs has.
 MAX_BYTES = 1024 * 1024
+#: How tomllib says that something is there twice, or in two ways.
+_TWICE = ("Cannot declare", "Cannot overwrite", "Cannot mutate", "Duplicate")
 _AT_LINE = re.compile(r" \(at (?:line (\d+), column \d+|end of document)\)$")
 
 
@@ -55,7 +57,7 @@ class Document:
         except positions.TooMuchError as err:
             self._fault(Place(file, err.line), f"This is refused: {err}.")
         except (ValueError, RecursionError) as err:
-            self._fault(*_broken(file, text, err))
+            self._fault(*_broken(file, text, err, found))
         else:
             for path, line in found.lines.items():
                 self.places.setdefault(path, Place(file, line))
@@ -74,7 +76,7 @@ class Document:
             elif is_one_piece or not isinstance(into[name], dict) or self._is_complete(below, found):
                 first = self._headers.get(below, self.place(below))
                 what = f"Table [{dotted(below)}]" if isinstance(value, dict) else f"Key {dotted(below)!r}"
-                self._fault(place, f"{what} is already at {first}: leave out one of them.")
+                self._fault(place, _already(what, first))
                 continue
             if is_one_piece:
                 self._in_one_piece.add(below)
@@ -101,14 +103,37 @@ def dotted(path: Iterable[str]) -> str:
 _ESCAPED = {ord('"'): '\\"', ord("\\"): "\\\\"} | {code: f"\\u{code:04x}" for code in (*range(32), 127)}
 
 
-def _broken(file: Path, text: str, err: Exception) -> tuple[Place, str]:
-    """Return where tomllib stopped, and why."""
+def _broken(file: Path, text: str, err: Exception, found: positions.Positions) -> tuple[Place, str]:
+    """Return where tomllib stopped, and why. What is there twice, it calls by Python's names, so that is found here."""
     if isinstance(err, RecursionError):
         return Place(file, 1), "This is refused: values are nested too deep."
     message = str(err)
     match = _AT_LINE.search(message)
     line = int(match[1]) if match and match[1] else text.rstrip().count("\n") + 1
-    return Place(file, line), f"This is not TOML: {message[: match.start()] if match else message}."
+    twice = _twice(file, line, found) if message.startswith(_TWICE) else None
+    return Place(file, line), twice or f"This is not TOML: {message[: match.start()] if match else message}."
+
+
+def _twice(file: Path, line: int, found: positions.Positions) -> str | None:
+    """Return what on the line was there before, and where; None if it cannot be told."""
+    statements = found.statements.get(line, [])
+    for one in statements:
+        if one.before is not None:
+            return _already(_what(one), Place(file, one.before))
+    for one in statements:
+        for length in range(len(one.path) - 1, 0, -1):
+            around = one.path[:length]
+            if found.line(around) < line or around in found.inline:
+                return f"{_what(one)} cannot be added: {dotted(around)!r} is complete at {file}:{found.line(around)}."
+    return None
+
+
+def _what(one: positions.Statement) -> str:
+    return f"Table [{dotted(one.path)}]" if one.is_header else f"Key {dotted(one.path)!r}"
+
+
+def _already(what: str, first: Place) -> str:
+    return f"{what} is already at {first}: leave out one of them."
 
 
 def directory(environ: Mapping[str, str] | None = None, uid: int | None = None) -> Path:

@@ -1,57 +1,107 @@
-"""The configuration in a repository, so that it is there on the day on which the machine is not.
+"""The configurations in a repository, so that they are there on the day on which a machine is not.
 
-REPO/config.toml    what holds for this machine, as one file, 0600; secrets only as where they are
+REPO/config-HOST-XXXXXXXX.toml    what holds for a machine, as one file, 0600; secrets only as where they are
+
+HOST is its name, and X... tells two machines of one name apart, by their machine ids. Earlier versions had one file for
+all, config.toml, which is read, too.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
+from vbackup import names
 from vbackup.config import loading, writing
 from vbackup.config.model import Config
-from vbackup.errors import ConfigError, StorageError
+from vbackup.errors import ConfigError, StorageError, UsageError
 from vbackup.files import read_regular, replace_text, storage_errors
+from vbackup.model import HostIdentity
 
-FILE = "config.toml"
+#: What earlier versions wrote, whatever the host.
+OLD_FILE = "config.toml"
+_FILE = re.compile(r"config-(.+?)(-[0-9a-f]{8})?\.toml")
 _MAX_BYTES = 1024 * 1024
 _HEADER = """\
 # The configuration of vbackup on {host}, as it was when a run used it ({time}).
 # 'vbackup config recover -r REPOSITORY' prints it. Secrets are not in it, only where they were.
 
 """
+_FIRST_LINE = re.compile(r"# The configuration of vbackup on (.+), as it was when a run used it \(([0-9TZ:-]+)\)\.")
 
 
-def keep(repository: Path, config: Config, *, host: str, now: datetime | None = None) -> bool:
-    """Write the configuration into a repository, unless it is there; return True if it was written.
+@dataclass(frozen=True)
+class KeptConfig:
+    """A configuration in a repository."""
+
+    host: str  #: name of the host that it is of
+    time: datetime | None  #: when it was written; None if the file does not say so
+    path: Path
+
+
+def keep(repository: Path, config: Config, *, host: HostIdentity, now: datetime | None = None) -> bool:
+    """Write the configuration of a host into a repository, unless it is there; return True if it was written.
 
     Raises StorageError.
     """
     text = writing.toml(config)
-    path = repository / FILE
+    path = repository / _name(host)
     try:
         if _without_header(_read(path)) == text:
             return False
     except (OSError, UnicodeDecodeError):
         pass  # there is none, or none that vbackup writes: it is written now
     moment = (now or datetime.now(timezone.utc)).astimezone(timezone.utc)
-    header = _HEADER.format(host=_one_line(host), time=f"{moment:%Y-%m-%dT%H:%M:%SZ}")
+    name = _one_line(host.name)
+    header = _HEADER.format(host=name, time=f"{moment:%Y-%m-%dT%H:%M:%SZ}")
     with storage_errors(f"keep the configuration in {path}"):
         replace_text(path, header + text)
+        for old in _replaced(repository, path, host):
+            old.unlink(missing_ok=True)
     return True
 
 
-def kept(repository: Path) -> str:
-    """Return the text of the configuration that is kept in a repository, with the comment in front.
+def all_kept(repository: Path) -> tuple[KeptConfig, ...]:
+    """Return the configurations that are kept in a repository, the newest of each host, by host.
 
-    Raises StorageError if there is none, or it is not one that vbackup has written.
+    Raises StorageError if the directory cannot be read.
     """
-    path = repository / FILE
+    found: dict[str, KeptConfig] = {}
+    oldest = datetime.min.replace(tzinfo=timezone.utc)
+    for one in _all(repository):
+        before = found.get(one.host)
+        if before is None or (before.time or oldest) <= (one.time or oldest):
+            found[one.host] = one
+    return tuple(found[host] for host in sorted(found))
+
+
+def kept(repository: Path, host: str | None = None, *, here: str = "") -> str:
+    """Return the text of a configuration that is kept in a repository, with the comment in front.
+
+    ``host``: of which host; None: the only one there, or that of ``here``, the name of this host. Raises UsageError if
+    that leaves several, or the host has none, StorageError if there is none at all, or it is not one that vbackup has
+    written.
+    """
+    found = {one.host: one for one in all_kept(repository)}
+    if not found:
+        raise StorageError(f"{repository} has no configuration: no run of 'vbackup run' has kept one there.")
+    if host is None and len(found) > 1 and here not in found:
+        raise UsageError(
+            f"The repository has configurations of {len(found)} hosts: {', '.join(found)}. Say with --host which one."
+        )
+    wanted = host if host is not None else here if here in found else next(iter(found))
+    if wanted not in found:
+        hint = names.closest(wanted, found) or f"; there are those of: {', '.join(found)}"
+        raise UsageError(f"The repository has no configuration of host {wanted!r}{hint}.")
+    path = found[wanted].path
     try:
         text = _read(path)
-    except FileNotFoundError as err:
-        raise StorageError(f"{repository} has no configuration: no run of 'vbackup run' has kept one there.") from err
     except OSError as err:
         raise StorageError(f"The configuration {path} cannot be read: {err.strerror or err}.") from err
     except UnicodeDecodeError as err:
@@ -60,6 +110,46 @@ def kept(repository: Path) -> str:
     if faults:
         raise StorageError(f"The configuration in the repository is damaged: {faults[0]}")
     return text
+
+
+def _name(host: HostIdentity) -> str:
+    """Return the name of a host's file. The machine id itself is not for others (machine-id(5))."""
+    name = re.sub(r"[^A-Za-z0-9_.-]", "_", host.name)[:64].lstrip(".") or "host"
+    return f"config-{name}{_suffix(host)}.toml"
+
+
+def _suffix(host: HostIdentity) -> str:
+    return "" if host.machine_id is None else f"-{hashlib.sha256(host.machine_id.encode()).hexdigest()[:8]}"
+
+
+def _replaced(repository: Path, path: Path, host: HostIdentity) -> Iterator[Path]:
+    """Yield the files that the new one takes the place of: of the same machine by another name, or the old one's."""
+    suffix = f"{_suffix(host)}.toml"
+    for one in repository.iterdir():
+        is_ours = host.machine_id is not None and _FILE.fullmatch(one.name) is not None and one.name.endswith(suffix)
+        if one.name == OLD_FILE:
+            is_ours = _described(one).host == _one_line(host.name)
+        if is_ours and one != path:
+            yield one
+
+
+def _all(repository: Path) -> Iterator[KeptConfig]:
+    with storage_errors(f"read {repository}"):
+        paths = sorted(repository.iterdir())
+    for path in paths:
+        if path.name == OLD_FILE or _FILE.fullmatch(path.name):
+            yield _described(path)
+
+
+def _described(path: Path) -> KeptConfig:
+    """Return whose configuration a file is; what it does not say is taken from its name."""
+    match = _FILE.fullmatch(path.name)
+    host = match[1] if match else "unknown"
+    with suppress(OSError, ValueError):
+        found = _FIRST_LINE.fullmatch(_read(path).partition("\n")[0])
+        if found is not None:
+            return KeptConfig(found[1], datetime.fromisoformat(found[2].replace("Z", "+00:00")), path)
+    return KeptConfig(host, None, path)
 
 
 def write_new(path: Path, text: str) -> None:

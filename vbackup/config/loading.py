@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vbackup import names
-from vbackup.config import documents, keys, times
+from vbackup.config import documents, keys, programs, times
 from vbackup.config.calendar import Calendar, Window
 from vbackup.config.documents import Document, dotted
 from vbackup.config.model import (
@@ -82,7 +82,10 @@ def load(paths: Sequence[Path] | None = None) -> Loaded:
             os.fspath(file), 0, "There is no configuration: 'vbackup config init' writes one from what libvirt has."
         )
     absolute = tuple(path.absolute() for path in files)
-    loaded = _loaded(documents.read(absolute), absolute)
+    document = documents.read(absolute)
+    loaded = _loaded(document, absolute)
+    config, refused = programs.refuse(loaded.config, document)
+    loaded = Loaded(config, _in_order([*loaded.faults, *refused], config))
     if paths is None:
         return loaded
     given = tuple(word for path in absolute for word in ("--config", os.fspath(path)))
@@ -99,11 +102,13 @@ def parsed(path: Path, text: str) -> Loaded:
 def _loaded(document: Document, paths: tuple[Path, ...]) -> Loaded:
     reader = _Reader(document)
     config = reader.config(paths)
+    return Loaded(config, _in_order([*document.faults, *reader.faults], config))
+
+
+def _in_order(faults: Sequence[ConfigError], config: Config) -> tuple[ConfigError, ...]:
+    """Return the faults in the order of files and lines."""
     order = {os.fspath(path): number for number, path in enumerate(config.paths)}
-    faults = sorted(
-        [*document.faults, *reader.faults], key=lambda fault: (order.get(fault.path, len(order)), fault.line)
-    )
-    return Loaded(config, tuple(faults))
+    return tuple(sorted(faults, key=lambda fault: (order.get(fault.path, len(order)), fault.line)))
 
 
 @dataclass

@@ -44,6 +44,15 @@ class TooMuchError(ValueError):
         super().__init__(message)
 
 
+@dataclass(frozen=True)
+class Statement:
+    """A key with its value, or a header."""
+
+    path: Path
+    is_header: bool
+    before: int | None  #: the line on which there was something of this path before; None: there was not
+
+
 @dataclass
 class Positions:
     """Where each key and table of a document is."""
@@ -51,6 +60,7 @@ class Positions:
     lines: dict[Path, int] = field(default_factory=dict)  #: the first line on which something of it is
     headers: set[Path] = field(default_factory=set)  #: the tables that have a [header]
     inline: set[Path] = field(default_factory=set)  #: the tables that are { written = "like this" }
+    statements: dict[int, list[Statement]] = field(default_factory=dict)  #: that begin on a line, in their order
 
     def line(self, path: Path) -> int:
         """Return the line of the key or table, or of the nearest table around it."""
@@ -80,6 +90,7 @@ class _Scanner:
         self._at = 0
         self._line_ends = [match.start() for match in re.finditer("\n", text)]
         self._arrays: dict[Path, int] = {}
+        self._stated: dict[Path, int] = {}  # the line on which a key or header of this very path is
         self.found = Positions()
 
     def document(self) -> None:
@@ -105,6 +116,7 @@ class _Scanner:
         self._skip(_SPACE)
         if not self._next("]") or (is_array and not self._next("]")):
             raise _LostError
+        self._state(path, start, is_header=True)
         if is_array:
             number = self._arrays[path] = self._arrays.get(path, -1) + 1
             self._note(path, start)
@@ -128,6 +140,7 @@ class _Scanner:
         self._skip(_SPACE)
         if not self._next("="):
             raise _LostError
+        self._state(path, start, is_header=False)
         self._note(path, start, outside=len(table))
         self._skip(_SPACE)
         self._value(path, depth)
@@ -209,6 +222,12 @@ class _Scanner:
                 if self._next("}"):
                     return
                 raise _LostError
+
+    def _state(self, path: Path, position: int, *, is_header: bool) -> None:
+        line = self._line(position)
+        before = self._stated.get(path, self.found.lines.get(path))
+        self.found.statements.setdefault(line, []).append(Statement(path, is_header, before))
+        self._stated.setdefault(path, line)
 
     def _note(self, path: Path, position: int, *, outside: int = 0) -> None:
         line = self._line(position)

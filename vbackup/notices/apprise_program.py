@@ -1,4 +1,6 @@
-"""A program: send one message with apprise. Its orders are a JSON object on standard input, its answer is a word.
+"""A program: send one message with apprise, or, without one, only see whether it knows the URL.
+
+Its orders are a JSON object on standard input, its answer is a word.
 
 It is a process of its own because apprise logs its URLs, which are secrets, and has no limit of time. The orders have
 the import path, so that it finds what vbackup finds, and nothing secret is on a command line or in the environment.
@@ -12,6 +14,7 @@ import sys
 
 MISSING = "missing"  #: apprise is not installed
 UNKNOWN = "unknown"  #: it does not know the URL
+KNOWN = "known"  #: it knows the URL, and no message was ordered
 SENT = "sent"
 FAILED = "failed"
 
@@ -27,6 +30,8 @@ def main() -> str:
     sender = apprise.Apprise()
     if not sender.add(orders["url"]):
         return UNKNOWN
+    if orders.get("text") is None:
+        return KNOWN
     is_sent = sender.notify(
         body=orders["text"], title=orders["title"], notify_type=orders["type"], body_format=apprise.NotifyFormat.TEXT
     )

@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -34,13 +35,17 @@ _WHY = {
 
 def send(notifier: str, url: str, *, title: str, text: str, kind: str, timeout_s: float) -> None:
     """Send a message; ``kind``: info, success, warning or failure. Raises NoticeError, without the URL in it."""
-    orders = {
-        "sys_path": [os.fspath(Path(path).absolute()) for path in sys.path],
-        "url": url,
-        "title": title,
-        "text": text,
-        "type": kind,
-    }
+    _order(notifier, {"url": url, "title": title, "text": text, "type": kind}, apprise_program.SENT, timeout_s)
+
+
+def check_url(notifier: str, url: str, timeout_s: float) -> None:
+    """Let apprise read the URL and send nothing. Raises NoticeError, without the URL in it."""
+    _order(notifier, {"url": url}, apprise_program.KNOWN, timeout_s)
+
+
+def _order(notifier: str, orders: Mapping[str, object], wanted: str, timeout_s: float) -> None:
+    """Run the program. Raises NoticeError for another answer than the one that is wanted."""
+    given = {"sys_path": [os.fspath(Path(path).absolute()) for path in sys.path], **orders}
     try:
         refuse_lost_ends()
         process = subprocess.Popen(
@@ -54,7 +59,7 @@ def send(notifier: str, url: str, *, title: str, text: str, kind: str, timeout_s
         why = err.strerror if isinstance(err, OSError) else str(err)
         raise NoticeError(notifier, f"Python cannot be started: {why}", retry=Retry.NEVER) from None
     try:
-        said, _ = process.communicate(json.dumps(orders).encode(), timeout=timeout_s)
+        said, _ = process.communicate(json.dumps(given).encode(), timeout=timeout_s)
     except subprocess.TimeoutExpired:
         raise NoticeError(notifier, f"apprise did not end within {timeout_s:.3g} s") from None
     finally:
@@ -65,6 +70,6 @@ def send(notifier: str, url: str, *, title: str, text: str, kind: str, timeout_s
         if process.stdout is not None:
             process.stdout.close()
     answer = said.decode(errors="replace")
-    if answer != apprise_program.SENT:
+    if answer != wanted:
         why, retry = _WHY.get(answer, (f"apprise ended with exit status {process.returncode}", Retry.LATER))
         raise NoticeError(notifier, why, retry=retry)

@@ -23,7 +23,7 @@ from vbackup.domain import hosts_file, selection
 from vbackup.domain.host import Host
 from vbackup.domain.selection import Selection
 from vbackup.errors import ConfigError, MissingPackageError, NoticeError, UsageError, VbackupError
-from vbackup.notices import mail, requests
+from vbackup.notices import mail, others, requests
 from vbackup.operations import run, run_commands
 from vbackup.repository.repository import Repository
 from vbackup.scripts import finding
@@ -34,8 +34,6 @@ from vbackup.stores.sealed import Keys
 
 #: How long a program that prints a secret may take.
 SECRET_S = 30.0
-#: Where sendmail is if it is not in the PATH, which a service may not have.
-_SENDMAIL = "/usr/sbin/sendmail"
 
 
 @dataclass(frozen=True)
@@ -399,12 +397,13 @@ class _Checking:
                 self._place("notify", notifier.name, "apprise"),
                 "'apprise' needs the Python package apprise, which is not installed: on Debian, apprise.",
             )
-        if notifier.sendmail is not None and not os.access(notifier.sendmail, os.X_OK):
-            self._fault(
-                self._place("notify", notifier.name, "sendmail"),
-                f"{notifier.sendmail} is not a program that can be run.",
-            )
-        elif notifier.sendmail is None and notifier.mail_to and not _has_sendmail():
+        if notifier.sendmail is not None:
+            if not os.access(notifier.sendmail, os.X_OK):
+                self._fault(
+                    self._place("notify", notifier.name, "sendmail"),
+                    f"{notifier.sendmail} is not a program that can be run.",
+                )
+        elif notifier.mail_to and not _has_sendmail():
             self._fault(
                 self._place("notify", notifier.name, "mail-to"),
                 "'mail-to' needs sendmail, which is not installed: a mail server has it, or msmtp-mta.",
@@ -423,11 +422,13 @@ class _Checking:
         except VbackupError as err:
             self._fault(place, str(err))
             return
-        if way in ("ping", "webhook"):
-            try:
+        try:
+            if way in ("ping", "webhook"):
                 requests.check_url(notifier.name, text)
-            except NoticeError as err:
-                self._fault(place, f"The secret from {secrets.describe(secret)} cannot be used: {err.reason}.")
+            elif way == "apprise" and _is_installed("apprise"):
+                others.check_url(notifier.name, text, SECRET_S)
+        except NoticeError as err:
+            self._fault(place, f"The secret from {secrets.describe(secret)} cannot be used: {err.reason}.")
 
     def _check_outputs(self) -> None:
         for path, key in (
@@ -444,7 +445,7 @@ class _Checking:
 
 
 def _has_sendmail() -> bool:
-    return shutil.which("sendmail") is not None or os.access(_SENDMAIL, os.X_OK)
+    return shutil.which("sendmail") is not None or os.access(mail.USUAL, os.X_OK)
 
 
 def _is_installed(package: str) -> bool:

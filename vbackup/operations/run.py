@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from vbackup.operations.run_job import JobRun, World
 from vbackup.operations.run_log import Log
 from vbackup.repository.repository import Repository
 from vbackup.runs import due, lock
+from vbackup.runs.attempts import Attempts, What
 from vbackup.runs.due import Due
 from vbackup.runs.record import Fault, Outcome, Run, Step, StepKind
 
@@ -36,6 +38,7 @@ class RunRequest:
     only_due: bool = False  #: leave out those that are not due
     wait_s: float = WAIT_S  #: how long to wait for another run that works on the repository
     changed: tuple[Job, ...] = ()  #: jobs as they are for this run only, in place of those of the configuration
+    accepts_clock: bool = False  #: somebody has looked at the clock: it is right, whatever earlier runs say
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,9 @@ def run(request: RunRequest, config: Config, world: World) -> Ran:
             log.debug("unexpected", exc_info=err)
             known = reported(err)
             made = NotRun(job.name, str(known), known)
-            if not isinstance(known, InterruptedBySignalError):
+            if request.only_due and _was_told(job, world):
+                made = NotRun(job.name, f"Job {job.name} cannot be run, as was told before: {known}")
+            elif not isinstance(known, InterruptedBySignalError):
                 run_end.told(_failed(job.name, config, known, world.now()), config, world)
         if isinstance(made, Run):
             runs.append(made)
@@ -172,24 +177,34 @@ def _run_locked(
         if closed is not None:  # while it waited
             return NotRun(job.name, closed, None if request.only_due else BusyError(closed))
         now = world.now()
-        jump = due.jump(job, before, now)
+        doubt = None if request.accepts_clock else due.jump(job, before, now)
+        jump = None if doubt is None else _advised(doubt, job, config)
         unusual = due.unusual(before, scheduled, now, job.random_delay_s)
         new = replace(new, started=now, id=names.stamp(now), unusual=(*unusual, *([jump] if jump else [])))
+        new = replace(new, trusted=None if doubt is None else doubt.trusted)
         try:
             begun = world.store.begin(new)
         except StorageError as err:  # backups are worth more than their record; each step tries again, and warns
             log.debug("not on record: %s", err)
-            made = None if scheduled is None else _backed_up_since(scheduled, job, path, now)
-            if made is not None:
-                return NotRun(job.name, _off_record(job, made, err))
+            tried = None if scheduled is None else _tried(scheduled, job, world, path)
+            if tried is not None:
+                return NotRun(job.name, _off_record(job, tried, err))
             begun = new
         for sentence in begun.unusual:
             world.reporter.warning(sentence)
         until = None if job.window is None else due.closes(job.window, now)
-        with run_end.announced(begun, ours, world) as told:
+        with run_end.announced(begun, ours, world) as untold:
             work = JobRun(job, config, world, begun, until=until, jump=jump)
             done = run_job.ended(work.do_steps(), world.now(), world.stop)
-        return run_end.finish(replace(done, notices=told.sentences), ours, world, kept)
+        return run_end.finish(replace(done, notices=untold.sentences), ours, world, kept)
+
+
+def _advised(doubt: due.Doubt, job: Job, config: Config) -> str:
+    """Return why the clock is in doubt, and what to do: nobody else decides whether it is right."""
+    if doubt.trusted is None:
+        return doubt.reason
+    command = shlex.join(("vbackup", "run", job.name, "--accept-clock", *config.given))
+    return f"{doubt.reason} Set it right; if it is right, '{command}' says so."
 
 
 def _begun(run: Run, world: World) -> Run:
@@ -199,6 +214,35 @@ def _begun(run: Run, world: World) -> Run:
     except StorageError as err:  # backups are worth more than their record; each step tries again, and warns
         log.debug("not on record: %s", err)
         return run
+
+
+def _was_told(job: Job, world: World) -> bool:
+    """Return True if it was told, since the last time of the job's calendar, that it cannot begin; else note it.
+
+    Where the state directory cannot be used, nobody else remembers that.
+    """
+    scheduled = None if job.calendar is None else job.calendar.before(world.now())
+    tried = Attempts(world.store.state, job.name)
+    if scheduled is None or tried.time(What.BEGIN, scheduled) is not None:
+        return scheduled is not None
+    with suppress(VbackupError):
+        tried.note(What.BEGIN, scheduled, world.now())
+    return False
+
+
+def _tried(scheduled: datetime, job: Job, world: World, path: Path) -> str | None:
+    """Return what became of the job since its last time, after "Job NAME "; None if it is run now, which is noted."""
+    now = world.now()
+    made = _backed_up_since(scheduled, job, path, now)
+    if made is not None:
+        return f"was backed up at {due.local(made)}"
+    attempts = Attempts(world.store.state, job.name)
+    tried = attempts.time(What.RUN, scheduled)
+    if tried is not None:
+        return f"was run at {due.local(tried)}"
+    with suppress(VbackupError):
+        attempts.note(What.RUN, scheduled, now)
+    return None
 
 
 def _backed_up_since(scheduled: datetime, job: Job, path: Path, now: datetime) -> datetime | None:
@@ -219,10 +263,10 @@ def _backed_up_since(scheduled: datetime, job: Job, path: Path, now: datetime) -
     return max((one for one in found if scheduled <= one <= now + due.AHEAD), default=None)
 
 
-def _off_record(job: Job, made: datetime, err: StorageError) -> str:
+def _off_record(job: Job, tried: str, err: StorageError) -> str:
     return (
-        f"Job {job.name} was backed up at {due.local(made)}, after its last time, so it is not run again. Its runs"
-        f" cannot be put on record: {err}"
+        f"Job {job.name} {tried}, after its last time, so it is not run again before its next one. Its runs cannot be"
+        f" put on record: {err}"
     )
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from fnmatch import fnmatchcase
 from os import fspath
+from typing import NamedTuple
 
 from vbackup.config.arguments import argv
 from vbackup.config.keys import OPENING, RULES
@@ -26,6 +27,13 @@ class Planned:
 
     kind: StepKind
     target: str | None = None  #: name of the target, for copies
+
+
+class StepDomains(NamedTuple):
+    """What the steps after the backup are about."""
+
+    uuids: list[str]  #: of the domains of the job that are in the repository
+    are_all: bool  #: no other domain is there
 
 
 def steps(job: Job, config: Config) -> list[Planned]:

@@ -31,27 +31,27 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
-class Told:
+class Untold:
     """What could not be told when the run began."""
 
     sentences: tuple[str, ...] = ()
 
 
 @contextmanager
-def announced(begun: Run, config: Config, world: World) -> Iterator[Told]:
+def announced(begun: Run, config: Config, world: World) -> Iterator[Untold]:
     """Say that a run begins, beside the work in the block; yield what could not be told, complete after the block."""
-    told = Told()
+    untold = Untold()
     if not any(notifier.ping is not None for notifier in config.notifiers.values()):
-        yield told
+        yield untold
         return
 
     def tell() -> None:
-        told.sentences = _announce(begun, None, config, world, phase="start", log_tail="")
+        untold.sentences = _announce(begun, None, config, world, phase="start", log_tail="")
 
     thread = threading.Thread(target=tell, name="announcing", daemon=True)
     thread.start()
     try:
-        yield told
+        yield untold
     finally:
         thread.join()
 

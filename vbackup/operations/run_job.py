@@ -13,16 +13,16 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
-from vbackup import names
+from vbackup import machine, names
 from vbackup.config import keeping
 from vbackup.config.model import Config, Job
 from vbackup.errors import Status, StorageError, VbackupError
 from vbackup.files import reported
 from vbackup.operations import run_children, run_commands, run_results
 from vbackup.operations.run_children import Ended
-from vbackup.operations.run_commands import Argv, Planned
+from vbackup.operations.run_commands import Argv, Planned, StepDomains
 from vbackup.operations.run_results import Backed
 from vbackup.report import Labelling
 from vbackup.repository.repository import Repository
@@ -62,13 +62,6 @@ class _NotDoneError(Exception):
     """A step is not begun, for this reason."""
 
 
-class _Domains(NamedTuple):
-    """What the steps after the backup are about."""
-
-    uuids: list[str]  #: of the domains of the job that are in the repository
-    are_all: bool  #: no other domain is there
-
-
 @dataclass
 class JobRun:
     """A run of a job that is at work."""
@@ -96,7 +89,7 @@ class JobRun:
     def _keep_config(self) -> None:
         """Keep the configuration in the repository, for the day on which this machine is lost."""
         try:
-            keeping.keep(self._repository().path, self.config, host=self.run.host, now=self.world.now())
+            keeping.keep(self._repository().path, self.config, host=machine.this_host(), now=self.world.now())
         except VbackupError as err:
             # That the repository cannot be opened, or has no room, the backup says.
             log.debug("configuration not kept: %s", err)
@@ -197,7 +190,7 @@ class JobRun:
             raise _NotDoneError(sentences[0])
         for sentence in sentences:
             self.world.reporter.warning(sentence)
-        words = _words(_Domains(free, present.are_all and not contested))
+        words = _words(StepDomains(free, present.are_all and not contested))
         ended = self._execute(run_commands.prune(self.job, self.config, words))
         return [replace(ended, warnings=(*ended.warnings, *sentences))]
 
@@ -240,7 +233,7 @@ class JobRun:
 
     # what they are about
 
-    def _present(self) -> _Domains:
+    def _present(self) -> StepDomains:
         """Return the domains of the job in the repository. Raises _NotDoneError if there is none, VbackupError."""
         repository = self._repository()
         uuids = [*repository.uuids(), *repository.linked()]
@@ -250,7 +243,7 @@ class JobRun:
             uuids = [uuid for uuid in uuids if uuid in belonging or uuid in backed]
         if not uuids:
             raise _NotDoneError("the repository has no backups of the job yet")
-        return _Domains(uuids, run_commands.has_all(self.job))
+        return StepDomains(uuids, run_commands.has_all(self.job))
 
     def _there(self, planned: Planned) -> list[str]:
         uuids = self._copied.get(planned.target or "", [])
@@ -297,7 +290,7 @@ def _outcome(steps: Sequence[Step]) -> Outcome:
     return Outcome.FAILED if all(step.outcome is Outcome.FAILED for step in begun) else Outcome.SOME_FAILED
 
 
-def _words(domains: _Domains) -> list[str] | None:
+def _words(domains: StepDomains) -> list[str] | None:
     return None if domains.are_all else domains.uuids
 
 

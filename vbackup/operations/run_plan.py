@@ -6,12 +6,11 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import NamedTuple
 
 from vbackup.config.model import Config, Job
 from vbackup.errors import VbackupError
 from vbackup.operations import run_commands
-from vbackup.operations.run_commands import Argv, Planned
+from vbackup.operations.run_commands import Argv, Planned, StepDomains
 from vbackup.operations.run_job import World
 from vbackup.repository.repository import Repository
 from vbackup.runs import due
@@ -48,11 +47,6 @@ class PlannedRun:
         return f"Job {self.job.name} {self.due.reason}{closed}."
 
 
-class _Domains(NamedTuple):
-    uuids: list[str]
-    are_all: bool  #: that are in the repository
-
-
 def plan(jobs: Sequence[Job], config: Config, world: World) -> tuple[PlannedRun, ...]:
     """Return each of the jobs with its times and its steps. Raises StorageError if the record cannot be read."""
     return tuple(_plan(job, config, world) for job in jobs)
@@ -87,14 +81,14 @@ def _plan(job: Job, config: Config, world: World) -> PlannedRun:
     )
 
 
-def _of_step(planned: Planned, job: Job, config: Config, known: Mapping[str, str]) -> _Domains:
+def _of_step(planned: Planned, job: Job, config: Config, known: Mapping[str, str]) -> StepDomains:
     """Return the domains that a step works on."""
     contested = run_commands.contested(job, config, known) if planned.kind is StepKind.PRUNE else {}
-    return _Domains([uuid for uuid in known if uuid not in contested], run_commands.has_all(job) and not contested)
+    return StepDomains([uuid for uuid in known if uuid not in contested], run_commands.has_all(job) and not contested)
 
 
 def _commands(
-    planned: Planned, job: Job, config: Config, of_step: _Domains, until: datetime | None
+    planned: Planned, job: Job, config: Config, of_step: StepDomains, until: datetime | None
 ) -> tuple[Argv, ...]:
     domains, are_all = of_step
     kind, target = planned.kind, planned.target or ""

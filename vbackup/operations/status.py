@@ -22,7 +22,7 @@ from vbackup.copies import ledger
 from vbackup.errors import UsageError, VbackupError
 from vbackup.files import reported
 from vbackup.machine import this_host
-from vbackup.overview import assess
+from vbackup.overview import assess, remembered
 from vbackup.overview.facts import DomainFacts, Facts, HostFacts, JobFacts, LiveDomain, RepositoryFacts
 from vbackup.overview.state import Overview
 from vbackup.repository import glance
@@ -142,11 +142,18 @@ def _repository(
         domains = tuple(_domains(repository, copies))
         room = os.statvfs(repository.path)
     except (VbackupError, OSError) as err:
-        fault = reported(err)
-        return RepositoryFacts(entry.name, path, Fault(fault.code, int(fault.status), str(fault)))
+        known = reported(err)
+        fault = Fault(known.code, int(known.status), str(known))
+        seen = remembered.recall(state, path) if state is not None else None
+        if seen is None:
+            return RepositoryFacts(entry.name, path, fault)
+        return RepositoryFacts(entry.name, path, fault, seen.domains, targets=seen.targets, last_read=seen.time)
     size_bytes, free_bytes = room.f_blocks * room.f_frsize, room.f_bavail * room.f_frsize
     used_bytes = size_bytes - room.f_bfree * room.f_frsize
     growth = _growth(state, path, Entry(now, used_bytes, size_bytes)) if state is not None else None
+    if state is not None:
+        with suppress(VbackupError, OSError):  # who only looks need not be able to write there
+            remembered.note(state, path, remembered.Seen(now, domains, frozenset(copies)))
     return RepositoryFacts(entry.name, path, None, domains, free_bytes, size_bytes, growth, frozenset(copies))
 
 

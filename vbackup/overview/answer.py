@@ -42,6 +42,11 @@ def is_good(domain: DomainState) -> bool:
     return domain.last is not None and not domain.is_overdue and domain.health is not Health.CRITICAL
 
 
+def state_of(domain: DomainState) -> Health:
+    """Return what to show of a domain: that it was well when its repository could be read last, is no answer."""
+    return Health.UNKNOWN if domain.last_read is not None and domain.health is Health.OK else domain.health
+
+
 def _counts(domains: Sequence[DomainState]) -> Iterator[str]:
     never = [one for one in domains if one.last is None]
     overdue = [one for one in domains if one.last is not None and one.is_overdue]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from vbackup.overview import domains, jobs
 from vbackup.overview.facts import Facts, RepositoryFacts
-from vbackup.overview.reasons import Reasons, span
+from vbackup.overview.reasons import Reasons, moment, span
 from vbackup.overview.state import Health, Overview, RepositoryState
 
 #: Days until a repository is full.
@@ -58,6 +58,8 @@ def _repository(one: RepositoryFacts) -> RepositoryState:
     days = None
     if one.fault is not None:
         reasons.add(Health.CRITICAL, one.fault.message)
+        if one.last_read is not None:
+            reasons.add(Health.CRITICAL, f"What is said of its domains is of {moment(one.last_read)}.")
     if one.free_bytes is not None and one.growth_bytes_day is not None and one.growth_bytes_day > 0:
         days = one.free_bytes / one.growth_bytes_day
     if days is not None and days < DAYS_WARNING:

@@ -84,6 +84,7 @@ def _domain(one: DomainState) -> dict[str, Any]:
         "changed": [{"time": _iso(time), "changed_bytes": size} for time, size in one.changed_bytes],
         "health": word(one.health),
         "reasons": list(one.reasons),
+        "last_read": _iso(one.last_read),
     }
 
 

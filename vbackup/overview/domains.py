@@ -26,7 +26,7 @@ def judged(facts: Facts) -> Iterator[DomainState]:
     for repository in facts.repositories:
         for one in repository.domains:
             yield _backed_up(_Case.of(one, repository, facts, live.get(one.seen.uuid)))
-        if repository.fault is None:
+        if repository.is_known:
             yield from _never(repository, facts)
     if facts.is_configured:
         yield from _without_job(facts)
@@ -131,7 +131,7 @@ def _backed_up(case: _Case) -> DomainState:
         uuid=seen.uuid,
         repository=case.repository.name,
         job=case.job or None,
-        last=PointState(newest.id, newest.time, newest.level.value, newest.size_bytes) if newest is not None else None,
+        last=PointState(newest.id, newest.time, newest.level, newest.size_bytes) if newest is not None else None,
         age_s=case.age_s,
         max_age_s=case.max_age_s,
         is_overdue=case.is_overdue,
@@ -148,6 +148,7 @@ def _backed_up(case: _Case) -> DomainState:
         reasons=tuple(reasons.sentences),
         is_gone=case.is_gone,
         size_bytes=seen.size_bytes,
+        last_read=case.repository.last_read,
     )
 
 

@@ -43,7 +43,7 @@ class DomainFacts:
 
 @dataclass(frozen=True)
 class RepositoryFacts:
-    """A repository; of one that cannot be read, only why."""
+    """A repository; of one that cannot be read, why, and what is remembered of it."""
 
     name: str
     path: str
@@ -53,6 +53,12 @@ class RepositoryFacts:
     size_bytes: int | None = None  #: of its filesystem
     growth_bytes_day: float | None = None  #: of what is taken on the filesystem, by whomever
     targets: frozenset[str] = frozenset()  #: names of the targets of which it has a ledger
+    last_read: datetime | None = None  #: when ``domains`` and ``targets`` were read, if it cannot be read now
+
+    @property
+    def is_known(self) -> bool:
+        """True if it is known, now or from before, which domains it has."""
+        return self.fault is None or self.last_read is not None
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,7 @@ METRICS: dict[str, tuple[str, tuple[str, ...]]] = {
     "vbackup_domain_size_bytes": ("Size of the images of all backups.", _DOMAIN),
     "vbackup_domain_chain_images": ("Number of images that the newest backup is restored from.", _DOMAIN),
     "vbackup_domain_damaged_backups": ("Number of backups in which a verify has found damage.", _DOMAIN),
+    "vbackup_domain_remembered": ("1 if its repository cannot be read now, and all this is from before.", _DOMAIN),
     "vbackup_domain_last_verify_timestamp_seconds": ("When the last verify of one of its backups ended.", _DOMAIN),
     "vbackup_copy_newest_timestamp_seconds": ("The moment of the newest backup at a target.", _TARGET),
     "vbackup_copy_missing_backups": ("Number of newer backups that are not there.", _TARGET),
@@ -157,6 +158,7 @@ def _domain(one: DomainState) -> Iterator[_Sample]:
         "size_bytes": one.size_bytes,
         "chain_images": one.chain_images,
         "damaged_backups": len(one.damaged),
+        "remembered": one.last_read is not None,
         "last_verify_timestamp_seconds": _seconds(one.verified),
     }
     yield from _labelled("vbackup_domain_", values, labels)

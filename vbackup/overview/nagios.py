@@ -36,7 +36,8 @@ def _text(overview: Overview) -> str:
 
 def _summary(overview: Overview) -> str:
     """Return how many domains are backed up, and how old the oldest of their newest backups is."""
-    expected = [one for one in overview.domains if not one.is_gone]
+    # Of a repository that cannot be read, what was wrong is wrong still, and what was well is not known.
+    expected = [one for one in overview.domains if not one.is_gone and answer.state_of(one) is not Health.UNKNOWN]
     unread = [one.name for one in overview.repositories if one.fault is not None]
     if unread and not expected:
         return f"not known whether domains are backed up: {' and '.join(unread)} cannot be read"

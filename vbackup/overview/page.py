@@ -93,7 +93,7 @@ def _domains(overview: Overview, zone: tzinfo | None) -> str:
     rows = [
         (
             f'<a href="#domain-{number}">{_text(one.name)}</a>',
-            _coloured(one.health),
+            _coloured(answer.state_of(one)),
             _NOTHING if one.last is None else _minute(one.last.time, zone),
             _NOTHING if one.age_s is None else _age(one.age_s),
             _NOTHING if one.max_age_s is None else _hours(one.max_age_s),
@@ -171,7 +171,7 @@ def _forecast(one: RepositoryState) -> str:
 
 
 def _domain(number: int, domain: DomainState, points: Sequence[Point], now: datetime, zone: tzinfo | None) -> str:
-    heading = f'<article id="domain-{number}"><h3>{_text(domain.name)} {_coloured(domain.health)}</h3>'
+    heading = f'<article id="domain-{number}"><h3>{_text(domain.name)} {_coloured(answer.state_of(domain))}</h3>'
     reasons = "".join(f"<p>{_text(reason)}</p>" for reason in (*domain.reasons, *domain.unusual))
     if not points:
         return f"\n{heading}{reasons}<p>No backups.</p></article>"

@@ -63,6 +63,7 @@ class DomainState:
     reasons: tuple[str, ...]  #: sentences: why it is not OK
     is_gone: bool = False  #: libvirt has it no more: its backups stay, and nothing is overdue
     size_bytes: int = 0  #: of the images of all its backups
+    last_read: datetime | None = None  #: of what moment this is, since the repository cannot be read now; else None
 
 
 @dataclass(frozen=True)

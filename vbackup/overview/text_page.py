@@ -29,7 +29,7 @@ def _lines(overview: Overview, zone: tzinfo | None) -> Iterator[str]:
         rows = [
             (
                 _plain(one.name),
-                answer.WORDS[one.health],
+                answer.WORDS[answer.state_of(one)],
                 "never" if one.last is None else _minute(one.last.time, zone),
                 "" if one.age_s is None else age(timedelta(seconds=one.age_s)),
                 str(one.backups),

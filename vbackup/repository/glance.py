@@ -62,7 +62,7 @@ class Glance:
     uuid: str
     name: str  #: the one that it had last
     ids: frozenset[str]  #: of all that are committed
-    newest: Backup | None  #: the newest that can be restored, read as a whole
+    newest: SeenBackup | None  #: the newest that can be restored; its whole manifest was read
     chain_images: int  #: length of its longest chain
     broken: str | None  #: why a newer one than that cannot be restored, as a sentence
     latest: tuple[SeenBackup, ...]  #: those with the highest sequence numbers, oldest first, at most LATEST
@@ -86,7 +86,7 @@ def read(directory: Path, uuid: str, *, has_images: bool = True) -> Glance:
     whole = _Chains(place, seen, merging, has_images=has_images)
     ordered = sorted(seen.values(), key=lambda one: one.sequence)
     shown = [one for one in ordered if one.id not in merging]
-    newest, chain_images, broken = _newest(directory, uuid, shown, whole)
+    newest, read_whole, chain_images, broken = _newest(directory, uuid, shown, whole)
     broken = _not_read(unreadable, shown) or broken
     verdicts = list(_verdicts(place, ids - merging))
     last = max(verdicts, key=lambda one: one[1], default=None)
@@ -102,7 +102,7 @@ def read(directory: Path, uuid: str, *, has_images: bool = True) -> Glance:
         verified=last[1] if last is not None else None,
         verdict=last[2] if last is not None else None,
         damaged=tuple(sorted(one[0] for one in verdicts if one[2] is Verdict.DAMAGED)),
-        unusual=_unusual(newest),
+        unusual=_unusual(read_whole),
     )
 
 
@@ -204,17 +204,17 @@ class _Chains:
 
 def _newest(
     directory: Path, uuid: str, ordered: Sequence[SeenBackup], chains: _Chains
-) -> tuple[Backup | None, int, str | None]:
-    """Return the newest backup that can be restored, the length of its chain, and why a newer one cannot."""
+) -> tuple[SeenBackup | None, Backup | None, int, str | None]:
+    """Return the newest backup that can be restored, twice, the length of its chain, and why a newer one cannot."""
     broken: str | None = None
     for one in reversed(ordered):
         try:
             length = chains.length(one)
             text = catalogue.read_text(directory / one.id / manifest.NAME)
-            return manifest.load(text, backup_id=one.id, domain_uuid=uuid, with_chains=False), length, broken
+            return one, manifest.load(text, backup_id=one.id, domain_uuid=uuid, with_chains=False), length, broken
         except (OSError, ValueError, ChainError) as err:
             broken = broken or f"Backup {one.id} is broken: {err}"
-    return None, 0, broken
+    return None, None, 0, broken
 
 
 def _not_read(unreadable: Sequence[str], ordered: Sequence[SeenBackup]) -> str | None:

@@ -33,6 +33,7 @@ def document(run: Run, *, with_details: bool = True) -> dict[str, Any]:
         "unusual": list(run.unusual),
         "partial": run.is_partial,
         "notices": list(run.notices),
+        "trusted": _iso(run.trusted),
     }
 
 
@@ -87,6 +88,7 @@ def read(fields: Fields) -> Run:
         is_partial=fields.boolean("partial") if "partial" in fields else False,
         unusual=_texts(fields, "unusual"),
         notices=_texts(fields, "notices"),
+        trusted=_optional_moment(fields, "trusted"),
     )
 
 

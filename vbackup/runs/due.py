@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, time, timedelta, timezone, tzinfo
 
-from vbackup.amounts import age
 from vbackup.config.calendar import Window
 from vbackup.config.model import Job
 from vbackup.runs.record import Outcome, Run
@@ -94,25 +93,36 @@ def _moment(wall: datetime, zone: tzinfo | None) -> datetime:
     return (wall if zone is None else wall.replace(tzinfo=zone)).astimezone(timezone.utc)
 
 
-def jump(job: Job, runs: Sequence[Run], now: datetime) -> str | None:
-    """Return why the clock seems to have jumped since the last run, as a sentence; None if it does not.
+@dataclass(frozen=True)
+class Doubt:
+    """The clock seems to be wrong, or to have been."""
+
+    reason: str  #: a sentence
+    trusted: datetime | None  #: when the last run began whose time is not in doubt; None: the clock fits it again
+
+
+def jump(job: Job, runs: Sequence[Run], now: datetime) -> Doubt | None:
+    """Return why the clock cannot be trusted; None if it can.
 
     While that is so, nothing is removed: rules such as keep-within count from the newest backup, and one with a wrong
-    time would make all others old.
+    time would make all others old. A clock that stays wrong fits the runs that it was wrong for, so it is compared with
+    the last run before those, until it fits that or somebody says that it is right.
     """
     if not runs:
         return None
-    last = runs[0].started
-    if last > now + AHEAD:
-        return (
-            f"The clock says {local(now)}, but the last run began at {local(last)}, which is later: the clock has been"
-            " set back, or was wrong then."
-        )
+    last, trusted = runs[0].started, runs[0].trusted or runs[0].started
     interval_s = 0.0 if job.calendar is None else job.calendar.longest_interval_s
-    if now - last > max(GAP, timedelta(seconds=GAP_INTERVALS * interval_s)):
-        return (
-            f"The last run began at {local(last)}, {age(now - last)} ago: the machine was off for long, or the clock is"
-            " wrong."
+    # The same words each night, so that they are told once.
+    begun = f"The last run that is not in doubt began at {local(trusted)}"
+    if trusted > now + AHEAD:
+        return Doubt(f"{begun}, later than now: the clock has been set back, or was wrong then.", trusted)
+    if now - trusted > max(GAP, timedelta(seconds=GAP_INTERVALS * interval_s)):
+        return Doubt(f"{begun}, long ago: the machine was off for long, or the clock is wrong.", trusted)
+    if last > now + AHEAD:
+        return Doubt(
+            f"The clock says {local(now)}, but the last run began at {local(last)}, which is later: the clock has been"
+            " set back, or was wrong then.",
+            None,
         )
     return None
 

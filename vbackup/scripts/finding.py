@@ -3,9 +3,8 @@
     DIRECTORY/PHASE.d/NAME                   for all domains
     DIRECTORY/domains/DOMAIN/PHASE.d/NAME    for the domain with this name or UUID
 
-Whoever may write to a script, or to a directory on the way to it, commands what vbackup runs, which is usually root.
-So all of them belong to root or to the caller, and nobody else may write there. In a directory with the sticky bit,
-such as /tmp, others cannot replace what is not theirs.
+A script, and every directory on the way to it, is one that nobody but root and the caller can change
+(vbackup.trusted).
 """
 
 from __future__ import annotations
@@ -13,14 +12,14 @@ from __future__ import annotations
 import fnmatch
 import os
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
-from vbackup import names
+from vbackup import names, trusted
 from vbackup.errors import UnsafeScriptError, UsageError
-from vbackup.files import storage_errors, user_name
+from vbackup.files import storage_errors
 
 #: Where scripts are looked for without --scripts.
 DIRECTORY = Path("/etc/vbackup/scripts.d")
@@ -136,43 +135,9 @@ class _Search:
 
     def _refuse_unsafe(self, path: Path) -> None:
         """Raise UnsafeScriptError if others can change what is at the path, or put something else there."""
-        *above, last = _on_the_way(path)
-        for each in above:
-            if each not in self._trusted:
-                _refuse_others(each, may_be_sticky=True)
-                self._trusted.add(each)
-        _refuse_others(last, may_be_sticky=False)
-
-
-def _refuse_others(path: Path, *, may_be_sticky: bool) -> None:
-    status = path.lstat()
-    if status.st_uid not in (0, os.geteuid()):
-        raise UnsafeScriptError(
-            str(path), f"belongs to {user_name(status.st_uid)}, and neither to root nor to the caller"
-        )
-    if stat.S_ISLNK(status.st_mode) or (may_be_sticky and status.st_mode & stat.S_ISVTX):
-        return
-    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise UnsafeScriptError(str(path), "can be written by others than its owner")
-
-
-def _on_the_way(path: Path) -> Iterator[Path]:
-    """Yield every directory and symbolic link on the way to what an absolute path leads to, and that itself last."""
-    current, pending = Path("/"), [*reversed(path.parts[1:])]
-    yield current
-    while pending:
-        part = pending.pop()
-        if part == "..":
-            current = current.parent
-            continue
-        one = current / part
-        yield one
-        if one.is_symlink():
-            target = one.readlink()
-            current = Path("/") if target.is_absolute() else current
-            pending += [name for name in reversed(target.parts) if name != "/"]
-        else:
-            current = one
+        found = trusted.doubt(path, self._trusted)
+        if found is not None:
+            raise UnsafeScriptError(os.fspath(found.path), found.reason)
 
 
 def _entries(directory: Path) -> Sequence[os.DirEntry[str]]:

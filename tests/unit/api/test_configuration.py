@@ -41,6 +41,9 @@ def test_configuration_is_kept_and_comes_back(file: Path, tmp_path: Path) -> Non
     config = api.read_config(file)
     assert api.keep_config(repository.path, config) is True
     assert api.keep_config(repository.path, config) is False
+    [kept] = api.kept_configs(repository.path)
+    assert isinstance(kept, api.KeptConfig)
+    assert kept.host == api.this_host().name
     api.write_config(tmp_path / "new.toml", api.kept_config(repository.path))
     assert api.read_config(tmp_path / "new.toml") == config
     with pytest.raises(ConfigError):

@@ -104,8 +104,6 @@ def test_large_file_is_refused(tmp_path: Path) -> None:
         (b"a = 1\nb = \n", 2, "This is not TOML: Invalid value."),
         (b"a = 1\nb = 'x\n", 2, "This is not TOML"),
         (b"\r\n\r\na == 1\r\n", 3, "This is not TOML"),
-        (b"a = 1\na = 2\n", 2, "This is not TOML: Cannot overwrite a value."),
-        (b"[t]\n[t]\n", 2, "This is not TOML: Cannot declare"),
         (b"a = 1\nb = [1,\n2", 3, "This is not TOML"),
         (b"a = 1\n\xff = 2\n", 2, "This is not UTF-8"),
         (b"a = 1\nb = '\x00'\n", 2, "This is not TOML: "),
@@ -121,6 +119,28 @@ def test_fault_has_the_line_of_the_parser(tmp_path: Path, data: bytes, line: int
     path.write_bytes(data)
     (fault,) = faults(path)
     assert fault.startswith(f"{path}:{line}: {said}")
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "said", "first"),
+    [
+        ("a = 1\na = 2\n", 2, "Key 'a' is already at {}: leave out one of them.", 1),
+        ("[t]\nx = 1\n\n[t]\n", 4, "Table [t] is already at {}: leave out one of them.", 1),
+        ("[job.n.prune]\n[job.n]\n[job.n]\n", 3, "Table [job.n] is already at {}: leave out one of them.", 2),
+        ("[t]\n[t.'a b']\nx.y = 1\nx.y = 2\n", 4, "Key 't.\"a b\".x.y' is already at {}: leave out one of them.", 3),
+        ("[[t]]\n[t]\n", 2, "Table [t] is already at {}: leave out one of them.", 1),
+        ("t = { a = 1, a = 2 }\n", 1, "Key 't.a' is already at {}: leave out one of them.", 1),
+        ("x = 1\n[x.y]\n", 2, "Table [x.y] cannot be added: 'x' is complete at {}.", 1),
+        ("x = { a = 1 }\n[z]\n[x.y]\n", 3, "Table [x.y] cannot be added: 'x' is complete at {}.", 1),
+        ("[t]\nx = 1\nx.y = 2\n", 3, "Key 't.x.y' cannot be added: 't.x' is complete at {}.", 2),
+    ],
+)
+def test_what_is_there_twice_in_one_file_is_named_with_both_places(
+    tmp_path: Path, text: str, line: int, said: str, first: int
+) -> None:
+    path = tmp_path / "x.toml"
+    path.write_text(text)
+    assert faults(path) == [f"{path}:{line}: {said.format(f'{path}:{first}')}"]
 
 
 # One document

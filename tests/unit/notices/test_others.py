@@ -55,6 +55,15 @@ def test_url_that_apprise_does_not_know(to: str) -> None:
     assert SECRET not in str(caught.value)
 
 
+def test_url_is_looked_at_and_nothing_is_sent(server: Web, capfd: pytest.CaptureFixture[str]) -> None:
+    others.check_url("ops", url(server), 30.0)
+    with pytest.raises(NoticeError, match="apprise does not know") as caught:
+        others.check_url("ops", f"mailto://{SECRET}", 30.0)
+    assert SECRET not in repr(vars(caught.value))
+    assert server.asked == []
+    assert capfd.readouterr() == ("", "")
+
+
 def test_service_that_hangs_is_ended(server: Web) -> None:
     server.answers(Answer(drip_s=0.2))
     begun = time.monotonic()

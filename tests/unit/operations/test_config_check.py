@@ -14,6 +14,7 @@ from tests.unit.builders import fixture_xml
 from vbackup.config import loading
 from vbackup.copies import target
 from vbackup.errors import HostUnreachableError, InterruptedBySignalError
+from vbackup.notices import mail
 from vbackup.operations import config_check
 from vbackup.operations.config_check import CheckedConfig, CheckedDomain
 from vbackup.repository.repository import Repository
@@ -240,7 +241,7 @@ def test_files_of_a_target_are_looked_at(check: Check, tmp_path: Path) -> None:
 
 def test_directories_and_programs_that_are_not_there(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda _name: None)
-    monkeypatch.setattr(config_check, "_SENDMAIL", "/nowhere/sendmail")
+    monkeypatch.setattr(mail, "USUAL", Path("/nowhere/sendmail"))
     found = check(
         "[job.a.backup]\nfleecing = '/nowhere/f'\nscripts = '/nowhere/s'\n[job.a.audit]\nscratch = '/nowhere/a'\n"
         "[job.a.verify]\nfsck = true\n[metrics]\ntextfile = '/nowhere/m/x.prom'\n[report]\nhtml = '/nowhere/r/x.html'\n"
@@ -286,6 +287,20 @@ def test_secrets_are_read_and_never_shown(check: Check, tmp_path: Path, monkeypa
     assert "5e0a3c1d" not in text
 
 
+def test_program_that_others_can_write_is_not_run_to_be_checked(check: Check, tmp_path: Path) -> None:
+    program, run = tmp_path / "print-url", tmp_path / "run"
+    program.write_text(f"#!/bin/sh\ntouch {run}\necho https://example.org/\n")
+    program.chmod(0o755)
+    text = f"[job.a]\n[notify.a]\nping = {{ command = ['{program}'] }}\n"
+    assert faults(check(text)) == []
+    run.unlink()
+    program.chmod(0o777)
+    found = check(text)
+    [(line, said)] = faults(found)
+    assert (line, len(found.refused), run.exists()) == (5, 1, False)
+    assert "can be written by others than its owner" in said
+
+
 @pytest.mark.parametrize("url", ["http:///x", "https://x:99999/y", "https://x/a b", "https://x:port/", "ftp://x/"])
 def test_url_that_no_message_could_be_sent_to_is_a_fault(check: Check, tmp_path: Path, url: str) -> None:
     (tmp_path / "url").write_text(url)
@@ -295,6 +310,23 @@ def test_url_that_no_message_could_be_sent_to_is_a_fault(check: Check, tmp_path:
     assert line == 5
     assert "port up to 65535" in said
     assert url not in said
+    assert found.refused == ()
+
+
+@pytest.mark.parametrize(
+    ("url", "is_known"),
+    [("json://example.org/s3cr3t-T0ken", True), ("tgram://s3cr3t-T0ken", False), ("tgarm://1:s3cr3t-T0ken/2", False)],
+)
+def test_url_that_apprise_cannot_use_is_a_fault(check: Check, tmp_path: Path, url: str, *, is_known: bool) -> None:
+    pytest.importorskip("apprise")
+    (tmp_path / "url").write_text(url)
+    (tmp_path / "url").chmod(0o600)
+    found = check(f"[job.a]\n[notify.a]\napprise = {{ file = '{tmp_path}/url' }}\n")
+    expected = (
+        f"The secret from file {tmp_path}/url cannot be used: apprise does not know the service of its URL, or misses a"
+        " part of it; see 'apprise --details'."
+    )
+    assert faults(found) == ([] if is_known else [(5, expected)])
     assert found.refused == ()
 
 

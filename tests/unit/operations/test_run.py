@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,8 @@ from vbackup.notices import sending
 from vbackup.operations import run as operation
 from vbackup.operations.run import Ran, RunRequest
 from vbackup.operations.run_children import Ended
-from vbackup.runs import lock
-from vbackup.runs.record import Outcome
+from vbackup.runs import attempts, lock
+from vbackup.runs.record import Outcome, Run
 
 DUE = RunRequest(only_due=True)
 MAIL = Notifier("admin", PLACE, frozenset((When.FAILURE,)), mail_to=("root",))
@@ -162,6 +163,7 @@ def test_without_a_record_the_repository_says_whether_there_was_a_run(
 ) -> None:
     for name in ("begin", "update", "end"):
         monkeypatch.setattr(type(site.store), name, _full)
+    monkeypatch.setattr(attempts.Attempts, "note", _full)
     commit(site.repository, backup(1, time=NOW - timedelta(hours=5), host=host))
     site.clock.forward(minutes=15)
     assert ids(run(site, job(**changes), request=DUE)) == ["nightly"]  # the backup is of the day before
@@ -171,8 +173,52 @@ def test_without_a_record_the_repository_says_whether_there_was_a_run(
     if not is_run:
         [missed] = again.not_run
         assert missed.error is None
-        assert "is not run again. Its runs cannot be put on record: Cannot write the record" in missed.reason
+        assert "is not run again before its next one. Its runs cannot be put on record: Cannot" in missed.reason
     assert ids(run(site, job(**changes))) == ["nightly"]  # by hand
+
+
+@pytest.fixture
+def _runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attempts, "directory", lambda: tmp_path / "runtime")
+
+
+@pytest.mark.usefixtures("_runtime")
+def test_without_a_record_a_job_that_fails_is_tried_once_for_each_time(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("begin", "update", "end"):
+        monkeypatch.setattr(type(site.store), name, _full)
+    site.steps.answers["backup"] = BUSY
+    assert run(site, request=DUE).status == 8
+    for _ in range(3):
+        site.clock.forward(minutes=15)
+        again = run(site, request=DUE)
+        assert (again.runs, again.status) == ((), 0)
+    assert again.not_run[0].reason.startswith("Job nightly was run at ")
+    site.clock.forward(days=1)
+    assert ids(run(site, request=DUE)) == ["nightly"]
+    assert ids(run(site)) == ["nightly"]  # by hand
+
+
+@pytest.mark.usefixtures("_runtime")
+def test_a_state_directory_that_cannot_be_used_is_told_once_for_each_time(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    announced: list[Any] = []
+    monkeypatch.setattr(sending, "announce", lambda made, *_rest, **_more: announced.append(made) or ())
+    settings = config(site.path, job(), notifiers={"admin": MAIL})
+    site.store.state.parent.mkdir(parents=True, exist_ok=True)
+    site.store.state.write_text("no directory")
+    statuses = []
+    for _ in range(4):
+        statuses.append(operation.run(DUE, settings, site.world).status)
+        site.clock.forward(minutes=15)
+    assert (statuses, len(announced)) == ([7, 0, 0, 0], 1)
+    assert operation.run(RunRequest(), settings, site.world).status == 7  # who asks is answered
+    site.clock.forward(days=1)
+    assert (operation.run(DUE, settings, site.world).status, len(announced)) == (7, 3)
+    site.store.state.unlink()
+    assert ids(operation.run(DUE, settings, site.world)) == ["nightly"]
 
 
 def test_a_missed_run_is_made_up_for_and_says_so(site: Site) -> None:
@@ -218,6 +264,57 @@ def test_a_clock_that_jumps_is_unusual_and_removes_nothing(site: Site) -> None:
     assert site.steps.kinds.count("prune") == 1
     run(site)
     assert site.steps.kinds.count("prune") == 2
+
+
+def test_a_clock_that_stays_wrong_removes_nothing_for_as_long_as_it_does(site: Site) -> None:
+    """Nights: one good, four with a clock that is a year ahead, and then it is right."""
+
+    def night(days: float, request: RunRequest | None = None) -> Run:
+        site.clock.forward(days=days)
+        [made] = run(site, request=request).runs
+        return made
+
+    def prunes() -> int:
+        return site.steps.kinds.count("prune")
+
+    assert night(0).trusted is None
+    good = site.clock.now
+    wrong = [night(365), *(night(1) for _ in range(3))]
+    assert (prunes(), {one.trusted for one in wrong}) == (1, {good})
+    assert "the machine was off for long, or the clock is wrong" in wrong[0].unusual[0]
+    advice = "Set it right; if it is right, 'vbackup run nightly --accept-clock' says so."
+    assert all(one.unusual[0].endswith(advice) for one in wrong)
+    assert len({one.unusual for one in wrong}) == 1  # the same words, which are told once
+    back = night(-364)
+    assert ("has been set back" in back.unusual[0], back.trusted, prunes()) == (True, None, 1)
+    assert night(1).unusual == ()
+    assert prunes() == 2
+
+
+@pytest.mark.parametrize("days", [-365, 60])
+def test_who_has_looked_at_the_clock_says_that_it_is_right(site: Site, days: float) -> None:
+    """The earlier runs were those with a wrong clock, or the machine was off for two months."""
+    run(site)
+    site.clock.forward(days=days)
+    for _ in range(3):
+        run(site)
+        site.clock.forward(days=1)
+    assert site.steps.kinds.count("prune") == 1
+    [made] = run(site, request=RunRequest(accepts_clock=True)).runs
+    assert (made.unusual, made.trusted, site.steps.kinds.count("prune")) == ((), None, 2)
+    site.clock.forward(days=1)
+    [made] = run(site).runs
+    assert (made.unusual, site.steps.kinds.count("prune")) == ((), 3)
+
+
+def test_a_run_that_was_killed_in_doubt_leaves_the_doubt(site: Site) -> None:
+    run(site)
+    good = site.clock.now
+    site.clock.forward(days=365)
+    site.store.end(replace(run(site).runs[0], outcome=Outcome.INTERRUPTED))
+    site.clock.forward(days=1)
+    [made] = run(site).runs
+    assert (made.trusted, site.steps.kinds.count("prune")) == (good, 1)
 
 
 def test_a_closed_window_is_no_error_for_a_timer_only(site: Site) -> None:
@@ -278,7 +375,8 @@ def test_a_job_can_be_another_for_one_run(site: Site) -> None:
     run(site, request=RunRequest(("nightly",), changed=(job(options={}, copy_to=(), domains=("db-1",)),)))
     assert site.steps.kinds == ["backup"]
     assert site.steps.argvs[0][-2:] == ("--", "db-1")
-    assert 'copy-to = ["offsite"]' in (site.path / "config.toml").read_text()  # what is kept is not of one run
+    [kept] = site.path.glob("config-*.toml")
+    assert 'copy-to = ["offsite"]' in kept.read_text()  # what is kept is not of one run
 
 
 def test_a_run_of_some_domains_is_on_record_as_that(site: Site) -> None:

@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from vbackup.copies.ledger import Ledger
 from vbackup.errors import HostUnreachableError, UsageError
 from vbackup.operations import status
 from vbackup.operations.status import StatusRequest
-from vbackup.overview import documents
+from vbackup.overview import answer, documents, nagios
 from vbackup.overview.facts import LiveDomain
 from vbackup.overview.state import Health, Overview
 from vbackup.repository.repository import COPIES, Repository
@@ -204,6 +205,46 @@ def test_a_repository_that_is_not_there_is_critical_and_says_why(site: Site) -> 
     assert "is the disk mounted?" in place.reasons[0]
     assert found.health is Health.CRITICAL
     assert found.domains == ()
+
+
+def test_domains_of_a_repository_that_is_not_mounted_stay_and_become_overdue(site: Site) -> None:
+    site.targets["offsite"] = TargetEntry("offsite", "s3://bucket/web/", {}, PLACE)
+    site.jobs["nightly"] = job(copy_to=("offsite",)).job
+    (before,) = site.overview().domains
+    site.repository.path.rename(site.repository.path.with_name("unmounted"))
+    found = site.overview(NOW + timedelta(minutes=30))
+    (domain,), (place,) = found.domains, found.repositories
+    assert replace(domain, last_read=None, age_s=before.age_s) == before
+    assert domain.last_read == NOW
+    assert (domain.health, answer.state_of(domain)) == (Health.OK, Health.UNKNOWN)
+    assert place.reasons[1].startswith("What is said of its domains is of ")
+    assert "NOT KNOWN whether everything is backed up: main cannot be read." in answer.sentence(found)
+    assert "not known whether domains are backed up" in nagios.line(found)
+    (late,) = site.overview(NOW + timedelta(days=2)).domains
+    assert (late.is_overdue, late.health, late.last_read) == (True, Health.CRITICAL, NOW)
+    site.repository.path.with_name("unmounted").rename(site.repository.path)
+    (again,) = site.overview(NOW + timedelta(hours=1)).domains
+    assert again.last_read is None
+
+
+def test_what_was_never_backed_up_stays_so_without_the_repository(site: Site) -> None:
+    new = LiveDomain("new", "f0000000-0000-4000-8000-000000000002")
+    site.libvirt.domains = (*site.libvirt.domains, new)
+    site.overview()
+    site.repository.path.rename(site.repository.path.with_name("unmounted"))
+    assert [(one.name, one.health) for one in site.overview().domains] == [
+        ("new", Health.CRITICAL),
+        ("web", Health.OK),
+    ]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"domains": [{"uuid": 1}]}', '{"domains": [], "targets": [7]}'])
+def test_a_memory_that_is_damaged_is_none(site: Site, text: str) -> None:
+    site.overview()
+    (path,) = (site.state / "seen").iterdir()
+    path.write_text(text)
+    site.repository.path.rename(site.repository.path.with_name("unmounted"))
+    assert site.overview().domains == ()
 
 
 def test_only_the_jobs_that_are_asked_for_and_their_repositories_are_looked_at(site: Site) -> None:

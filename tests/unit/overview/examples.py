@@ -34,7 +34,6 @@ def made(age: timedelta = NOW - NIGHT, *, sequence: int = 1, **changes: Any) -> 
 
 def glance(*backups: Backup, **changes: Any) -> Glance:
     """What is seen of these backups, the newest last."""
-    newest = backups[-1] if backups else None
     seen = tuple(
         SeenBackup(one.id, one.sequence, one.time, one.level.value, 4096, 1024, (SeenImage("vda", None, 4096),))
         for one in backups
@@ -43,7 +42,7 @@ def glance(*backups: Backup, **changes: Any) -> Glance:
         "uuid": UUID,
         "name": "web",
         "ids": frozenset(one.id for one in backups),
-        "newest": newest,
+        "newest": seen[-1] if seen else None,
         "chain_images": 1 if backups else 0,
         "broken": None,
         "latest": seen,

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests import documents as schema_check
-from tests.unit.runs.examples import run, running
+from tests.unit.runs.examples import STARTED, run, running
 from vbackup.errors import StorageError
 from vbackup.fields import Fields
 from vbackup.runs import documents
@@ -20,7 +20,9 @@ def read(document: dict[str, Any]) -> Run:
 
 
 @pytest.mark.parametrize(
-    "one", [run(), running(), replace(run(), is_partial=True)], ids=["ended", "running", "partial"]
+    "one",
+    [run(), running(), replace(run(), is_partial=True), replace(run(), trusted=STARTED)],
+    ids=["ended", "running", "partial", "in doubt"],
 )
 def test_a_run_is_read_as_it_was_written(one: Run) -> None:
     document = documents.document(one)

@@ -75,11 +75,16 @@ def _add_recover(subcommands: Any) -> None:
     parser = subcommands.add_parser(
         "recover",
         help="print the configuration that is kept in a repository",
-        description="Print the configuration that runs have kept in the repository. Secrets are not in it, only where"
-        " they were.",
+        description="Print the configuration that runs have kept in the repository, one for each host. Secrets are not"
+        " in it, only where they were.",
         allow_abbrev=False,
     )
     add_common(parser, asks_libvirt=False)
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
+        "--host", metavar="HOST", help="that of the host with this name (default: this host's, or the only one)"
+    )
+    which.add_argument("--list", action="store_true", help="only list the hosts that have one there")
     _add_output(parser)
 
 

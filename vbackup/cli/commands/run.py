@@ -29,6 +29,11 @@ def add(commands: Any) -> None:
         type=seconds,
         help="wait up to this time (90, 90s, 5m) for another run that works on the repository (default: 12h)",
     )
+    parser.add_argument(
+        "--accept-clock",
+        action="store_true",
+        help="the clock is right: remove old backups again, whatever the times of earlier runs say",
+    )
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--list", action="store_true", help="only list the jobs, with their last and next times")
     what.add_argument("--dry-run", action="store_true", help="only print the commands of the steps; execute nothing")

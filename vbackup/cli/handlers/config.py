@@ -18,6 +18,7 @@ from vbackup.api import (
     documents,
     effective_config,
     kept_config,
+    kept_configs,
     propose_config,
     read_config,
     write_config,
@@ -142,7 +143,15 @@ def _init(options: argparse.Namespace, context: Context) -> int:
 
 def _recover(options: argparse.Namespace, context: Context) -> int:
     _refuse_json(context)
-    _give(options, kept_config(context.repository_path()), context)
+    if not options.list:
+        _give(options, kept_config(context.repository_path(), options.host), context)
+        return Status.DONE
+    found = kept_configs(context.repository_path())
+    rows = [(one.host, "-" if one.time is None else output.local_minute(one.time), one.path.name) for one in found]
+    if rows:
+        output.table(("HOST", "WRITTEN", "FILE"), rows)
+    elif not context.is_quiet:
+        print("No run of 'vbackup run' has kept a configuration in this repository.")
     return Status.DONE
 
 

@@ -30,6 +30,10 @@ _OF_ONE = ("domains", "exclude", "copy_to", "notify")
 
 def run(options: argparse.Namespace, context: Context) -> int:
     """Run the jobs, and print what became of them."""
+    if options.due and options.accept_clock:
+        raise UsageError(
+            "--accept-clock is for somebody who has looked at the clock, and no timer has: leave out --due."
+        )
     try:
         return _run(options, context)
     except UsageError as err:
@@ -53,7 +57,7 @@ def _run(options: argparse.Namespace, context: Context) -> int:
         else:
             _print_plan(planned, only_due=options.due)
         return Status.DONE
-    request = RunRequest(tuple(options.jobs), only_due=options.due, changed=changed)
+    request = RunRequest(tuple(options.jobs), only_due=options.due, changed=changed, accepts_clock=options.accept_clock)
     if options.wait_lock is not None:
         request = replace(request, wait_s=options.wait_lock)
     with context.reporting() as reporter:

@@ -106,7 +106,7 @@ def _print_domains(overview: Overview, *, is_all: bool) -> None:
     rest = len(overview.domains) - len(shown)
     if rest:
         what = "other domains" if shown else "domains"
-        is_well = all(one.health is Health.OK for one in overview.domains if one not in shown)
+        is_well = all(one.health is Health.OK and one.last_read is None for one in overview.domains if one not in shown)
         print(f"{rest} {what}{' are backed up as they should be' if is_well else ''}; --all shows them.")
 
 
@@ -164,6 +164,7 @@ def _state(one: DomainState) -> str:
         (bool(one.unusual), "unusual"),
         (one.health is Health.WARNING and one.job is None, "no job"),
         (one.health is Health.WARNING, "warning"),
+        (one.last_read is not None, "not known"),
     )
     return next((word for is_so, word in words if is_so), "ok")
 

@@ -14,6 +14,8 @@ from jsonschema import Draft7Validator
 
 from tests.unit.operations.test_config_check import FakeHost
 from vbackup.api import keep_config, read_config
+from vbackup.config import keeping
+from vbackup.model import HostIdentity
 from vbackup.operations import config_check, config_init
 
 if TYPE_CHECKING:
@@ -182,6 +184,21 @@ def test_configuration_comes_back_from_the_repository(command: Command, file: Pa
     command("config", "recover", "-r", file.parent / "none", status=7)
     # The file belongs to the repository.
     command("check", "-r", repository)
+
+
+def test_configurations_of_several_hosts_are_listed_and_one_is_taken(
+    command: Command, file: Path, repository: Path
+) -> None:
+    config = read_config(file)
+    assert "has kept a configuration" in command("config", "recover", "-r", repository, "--list").stdout
+    for name, number in (("hv1", "1"), ("hv2", "2")):
+        keeping.keep(repository, config, host=HostIdentity(name, number * 32))
+    listed = command("config", "recover", "-r", repository, "--list").stdout.splitlines()
+    assert listed[0].split() == ["HOST", "WRITTEN", "FILE"]
+    assert [line.split()[0] for line in listed[1:]] == ["hv1", "hv2"]
+    refused = command("config", "recover", "-r", repository, status=2)
+    assert "has configurations of 2 hosts: hv1, hv2. Say with --host which one." in refused.stderr
+    assert "vbackup on hv2," in command("config", "recover", "-r", repository, "--host", "hv2").stdout
 
 
 def test_what_prints_toml_prints_no_json(command: Command, repository: Path) -> None:

@@ -87,6 +87,11 @@ def test_quiet_prints_failures_only(run: Any, steps: Scripted) -> None:
     assert outcome.stderr.endswith("vbackup: Job nightly: 1 of 3 steps failed: prune.\n")
 
 
+def test_no_timer_accepts_a_clock(run: Any) -> None:
+    said = run("--due", "--accept-clock", status=2).stderr
+    assert "--accept-clock is for somebody who has looked at the clock" in said
+
+
 def test_what_is_not_due_is_said(run: Any) -> None:
     run()
     outcome = run("--due")

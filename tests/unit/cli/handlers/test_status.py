@@ -164,6 +164,8 @@ def test_states_have_words(show: Show) -> None:
     assert state(seen(unusual=("Disk vda: much.",))) == "unusual"
     assert state(facts(jobs=(job(live(), runs=(run(domains=(result,)),)),))) == "failed"
     assert state(facts(jobs=(job(live(), domains=("mail*",)),))) == "no job"
+    unmounted = examples.repository(domain(), fault=FAULT, free_bytes=None, size_bytes=None, last_read=NIGHT)
+    assert state(facts(repositories=(unmounted,))) == "not known"
 
 
 def test_quiet_prints_nothing_of_a_success(show: Show) -> None:
