@@ -860,6 +860,7 @@ def test_prune_killed_at_every_object_goes_on(tmp_path: Path) -> None:
         count += EVERY
         shutil.rmtree(tmp_path / "target")
         shutil.copytree(tmp_path / "before", tmp_path / "target")
+        store.close()  # it has the former directory open
 
         def work(count: int = count) -> None:
             killing = Killing(store, count, in_the_middle=False)
