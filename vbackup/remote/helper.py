@@ -64,6 +64,8 @@ EXPORTS_S, CLIENTS_S = 10.0, 15.0
 LISTENING, CONNECTED = "01", "03"
 #: Where libvirt's hook script, if it is installed, looks whether a domain has to stay off (vbackup.hooks.marks).
 MARKS = "/run/vbackup/offline"
+#: What the names of directories for sockets begin with; the pid and the start time of the helper follow.
+HELPER = "helper"
 #: The member of a mark whose process is being ended.
 ENDING = "is_ending"
 #: How many clients of an NBD server may wait to be accepted.
@@ -716,7 +718,10 @@ class Helper:
         """Return a directory for sockets, which nobody else may enter and which goes with this process."""
         with self._lock:
             if self._directory is None:
-                self._directory = tempfile.mkdtemp(prefix="vbackup-", dir=_runtime_directory())
+                parent = _runtime_directory()
+                _remove_dead_directories(parent)
+                mine = f"{HELPER}-{os.getpid()}-{_start_time(os.getpid())}-"
+                self._directory = tempfile.mkdtemp(prefix=mine, dir=parent)
             return self._directory
 
     def do_shortcut(self, path: str, directory: str, name: str) -> None:
@@ -1181,6 +1186,22 @@ def _remove_directory(path: str) -> None:
         for name in os.listdir(path):
             os.unlink(os.path.join(path, name))
         os.rmdir(path)
+
+
+def _remove_dead_directories(parent: str) -> None:
+    """Remove the directories for sockets of helpers that were killed, or ended with the machine."""
+    with contextlib.suppress(OSError):
+        for name in os.listdir(parent):
+            word, _, owner = name.partition("-")
+            pid, _, rest = owner.partition("-")
+            start_ticks = rest.partition("-")[0]
+            if (
+                word == HELPER
+                and pid.isdecimal()
+                and start_ticks.isdecimal()
+                and not _lives(int(pid), int(start_ticks))
+            ):
+                _remove_directory(os.path.join(parent, name))
 
 
 def _start_time(pid: int) -> str:

@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import stat
+import subprocess
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
@@ -321,3 +322,17 @@ def test_user_who_may_not_set_marks_goes_without(link: Link, monkeypatch: pytest
     monkeypatch.setattr(link, "_call", call)
     with link.marked(UUID, "backup"):
         pass
+
+
+def test_directories_of_helpers_that_were_killed_are_removed_by_the_next(tmp_path: Path) -> None:
+    ended = subprocess.Popen(["sleep", "60"])
+    owners = [(ended.pid, helper._start_time(ended.pid)), (os.getpid(), helper._start_time(os.getpid()))]
+    owners.append((os.getpid(), "1"))  # the pid is another process's now
+    ended.kill()
+    ended.wait()
+    names = [f"helper-{pid}-{start_ticks}-abc" for pid, start_ticks in owners]
+    for name in [*names, "helper-x-1-abc", "contents", f"remote-{UUID}.lock"]:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "nbd.sock").touch()
+    helper._remove_dead_directories(os.fspath(tmp_path))
+    assert {path.name for path in tmp_path.iterdir()} == {names[1], "helper-x-1-abc", "contents", f"remote-{UUID}.lock"}
