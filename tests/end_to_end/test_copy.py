@@ -365,6 +365,11 @@ def test_verify_of_a_sample_reads_other_objects_each_time(tmp_path: Path) -> Non
     key = f"{tree.uuid}/{tree.ids()[0]}/vda.qcow2"
     with viewed(store, tmp_path) as opened:
         whole = copy_verify.run(CopyVerifyRequest(tree.uuid), opened)
+        told = opened.reporter.told  # type: ignore[attr-defined]
+        assert {dev: {seen[-1][0], seen[-1][1]} for dev, seen in told.items()} == {  # of disks alone, each to its end
+            dev: {sum(len(data) for name, (data, _) in store.objects.items() if f"/{dev}." in name)}
+            for dev in ("vda", "vdb")
+        }
         assert copy_verify.run(CopyVerifyRequest(tree.uuid, sample_percent=100), opened) == whole
         seen = set()
         for _ in range(250):

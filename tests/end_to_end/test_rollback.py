@@ -253,6 +253,7 @@ def commit(rolled: Rolled) -> None:
 
 
 class LocalHost:
+    uri = None
     is_local = True
 
     @staticmethod

@@ -6,12 +6,14 @@ from typing import Any
 
 import pytest
 
-from tests.fake_qemu import FakeQemu
+from tests.fake_qemu import FakeDisk, FakeQemu
+from tests.unit import builders
 from vbackup.domain.attached import AttachedQemu
 from vbackup.errors import TransactionError
 from vbackup.model import DiskNode
 from vbackup.operations import transaction
 from vbackup.operations.transaction import TransactionRequest
+from vbackup.qemu.monitor import block_graph
 from vbackup.report import Silent
 from vbackup.stop import Stop
 
@@ -52,3 +54,15 @@ def test_what_is_no_transaction_is_refused(arguments: Any, path: str, said: str)
         )
     assert caught.value.path == path
     assert monitor.sent == []
+
+
+def test_progress_of_a_job_is_that_of_its_disk_if_no_other_has_it() -> None:
+    with FakeQemu([FakeDisk()]) as qemu:
+        attached = AttachedQemu("test", qemu, lambda: {"vda": block_graph(qemu).disk_node(builders.disk())})
+        top = qemu.top("virtio-disk0")
+        mine, another, strange = (
+            {"type": "blockdev-backup", "data": {"job-id": job_id, "device": device, "target": "t"}}
+            for job_id, device in (("live", top), ("again", top), ("strange", "node"))
+        )
+        assert transaction._devs([mine, strange], attached) == {"live": "vda"}
+        assert transaction._devs([mine, another], attached) == {}
