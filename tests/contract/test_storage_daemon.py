@@ -270,6 +270,24 @@ def test_link_that_is_lost_while_the_daemon_starts_is_the_fault_and_not_the_daem
         StorageDaemon(Recorder(), elsewhere=reached).__enter__()
 
 
+@pytest.mark.parametrize(
+    ("ending", "how"),
+    [("time.sleep(0.3); sys.exit('it is locked')", "exited with status 1"), ("time.sleep(60)", "did not answer")],
+)
+def test_daemon_whose_connection_ends_at_once_is_told_as_it_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str, how: str
+) -> None:
+    program = tmp_path / storage_daemon.PROGRAM
+    program.write_text(f"#!{sys.executable} -I\nimport os, sys, time\nos.closerange(3, 99)\n{ending}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(storage_daemon, "ENDING_S", 2.0 if "exited" in how else 0.1)
+    with pytest.raises(StorageDaemonGoneError) as caught:
+        StorageDaemon(Recorder()).__enter__()
+    assert caught.value.how == how
+    assert caught.value.last_words == ("it is locked" if "exited" in how else "")
+
+
 def test_killed_daemon_is_told_as_such_and_by_every_command(tmp_path: Path) -> None:
     with StorageDaemon(Recorder()) as daemon:
         os.kill(daemon.pid, signal.SIGKILL)

@@ -150,9 +150,11 @@ class StorageDaemon:
             try:
                 stack.enter_context(self._socket)
             except ConnectionLostError as err:
+                # What it says, and how it ends, is the reason; killed at once, it would seem to be the kill.
+                gone = self._gone() if self._has_ended(within_s=ENDING_S) else None
                 self._kill()
                 self._refuse_lost()
-                raise self._gone() from err
+                raise gone or StorageDaemonGoneError("did not answer", self._last_message()) from err
             self._stack = stack.pop_all()
         return self
 
