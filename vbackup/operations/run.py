@@ -172,7 +172,10 @@ def _run_locked(
                 )
             )
         except BusyError as err:
-            return run_end.finish(_without_lock(new, err, world), ours, world, kept)
+            # It did nothing, so its time is no proof that the clock is right.
+            is_compared = bool(before) and not request.accepts_clock
+            refused = replace(new, trusted=due.last_trusted(before) if is_compared else None)
+            return run_end.finish(_without_lock(refused, err, world), ours, world, kept)
         closed = _closed(job, world)
         if closed is not None:  # while it waited
             return NotRun(job.name, closed, None if request.only_due else BusyError(closed))

@@ -110,7 +110,7 @@ def jump(job: Job, runs: Sequence[Run], now: datetime) -> Doubt | None:
     """
     if not runs:
         return None
-    last, trusted = runs[0].started, runs[0].trusted or runs[0].started
+    last, trusted = runs[0].started, last_trusted(runs)
     interval_s = 0.0 if job.calendar is None else job.calendar.longest_interval_s
     # The same words each night, so that they are told once.
     begun = f"The last run that is not in doubt began at {local(trusted)}"
@@ -125,6 +125,11 @@ def jump(job: Job, runs: Sequence[Run], now: datetime) -> Doubt | None:
             None,
         )
     return None
+
+
+def last_trusted(runs: Sequence[Run]) -> datetime:
+    """Return when the last run began whose time is not in doubt. There is at least one."""
+    return runs[0].trusted or runs[0].started
 
 
 def unusual(runs: Sequence[Run], scheduled: datetime | None, now: datetime, random_delay_s: float) -> tuple[str, ...]:

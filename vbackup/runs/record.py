@@ -93,4 +93,4 @@ class Run:
     unusual: tuple[str, ...] = ()  #: sentences on the run itself: a jump of the clock, a run that was made up for
     is_partial: bool = False  #: somebody ran it for other domains than those of the configuration
     notices: tuple[str, ...] = ()  #: sentences on messages that could not be sent
-    trusted: datetime | None = None  #: the clock is in doubt: when the last run began whose time is not; else None
+    trusted: datetime | None = None  #: clock in doubt, or it only waited: when the last run began whose time is not

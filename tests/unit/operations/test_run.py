@@ -317,6 +317,39 @@ def test_a_run_that_was_killed_in_doubt_leaves_the_doubt(site: Site) -> None:
     assert (made.trusted, site.steps.kinds.count("prune")) == (good, 1)
 
 
+def test_a_run_that_only_waited_leaves_the_doubt(site: Site) -> None:
+    """Nights: one good, one with a clock that is three months ahead, one busy, and the next."""
+    run(site)
+    good = site.clock.now
+    site.clock.forward(days=90)
+    run(site)
+    site.clock.forward(days=1)
+    with lock.held(site.store.state, site.path, job="other", wait_s=0, reporter=site.reporter, stop=site.stop):
+        [busy] = run(site, request=RunRequest(wait_s=0)).runs
+    assert (busy.status, busy.trusted) == (8, good)
+    site.clock.forward(days=1)
+    [made] = run(site).runs
+    assert (made.trusted, site.steps.kinds.count("prune")) == (good, 1)
+
+
+def test_a_clock_that_jumps_before_a_run_that_only_waited_is_noticed_by_the_next(site: Site) -> None:
+    run(site)
+    good = site.clock.now
+    site.clock.forward(days=90)
+    with lock.held(site.store.state, site.path, job="other", wait_s=0, reporter=site.reporter, stop=site.stop):
+        [busy] = run(site, request=RunRequest(wait_s=0)).runs
+        assert busy.trusted == good
+        site.clock.forward(days=1)
+        assert run(site, request=RunRequest(wait_s=0)).runs[0].trusted == good
+        site.clock.forward(days=1)
+        [made] = run(site, request=RunRequest(wait_s=0, accepts_clock=True)).runs
+        assert made.trusted is None  # somebody has looked
+    site.store.end(replace(made, trusted=good))
+    site.clock.forward(days=1)
+    [made] = run(site).runs
+    assert (made.trusted, site.steps.kinds.count("prune")) == (good, 1)
+
+
 def test_a_closed_window_is_no_error_for_a_timer_only(site: Site) -> None:
     later = (NOW + timedelta(hours=2)).astimezone().time().replace(minute=0, second=0)
     end = (NOW + timedelta(hours=4)).astimezone().time().replace(minute=0, second=0)
