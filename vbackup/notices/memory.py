@@ -31,6 +31,12 @@ _MAX_BYTES = 4 * 1024 * 1024
 _TICK_S = 0.1
 
 
+class NotKept(str):
+    """A sentence on a message that was sent, but that nobody remembers."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True)
 class Memory:
     """What the notifiers of this machine have been told. ``state``: the directory with the records of runs."""

@@ -19,7 +19,7 @@ from vbackup.config.model import Config, Notifier, When
 from vbackup.errors import NoticeError, VbackupError
 from vbackup.notices import delivery, occasion, text
 from vbackup.notices.delivery import Message
-from vbackup.notices.memory import Memory
+from vbackup.notices.memory import Memory, NotKept
 from vbackup.notices.occasion import Occasion, is_bad
 from vbackup.notices.ping import Signal
 from vbackup.notices.told import Told
@@ -171,7 +171,8 @@ class _Announcement:
             self.memory.keep(notifier.name, told)
         except (OSError, VbackupError) as err:
             why = err.strerror if isinstance(err, OSError) else str(err)
-            return f"What notifier {notifier.name} was told cannot be kept in {self.memory.path(notifier.name)}: {why}."
+            path = self.memory.path(notifier.name)
+            return NotKept(f"What notifier {notifier.name} was told cannot be kept in {path}: {why}.")
         return None
 
 

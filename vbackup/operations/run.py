@@ -78,10 +78,8 @@ def run(request: RunRequest, config: Config, world: World) -> Ran:
             log.debug("unexpected", exc_info=err)
             known = reported(err)
             made = NotRun(job.name, str(known), known)
-            if request.only_due and _was_told(job, world):
-                made = NotRun(job.name, f"Job {job.name} cannot be run, as was told before: {known}")
-            elif not isinstance(known, InterruptedBySignalError):
-                run_end.told(_failed(job.name, config, known, world.now()), config, world)
+            if not isinstance(known, InterruptedBySignalError):
+                made = _told(job, known, request, config, world)
         if isinstance(made, Run):
             runs.append(made)
         else:
@@ -219,18 +217,22 @@ def _begun(run: Run, world: World) -> Run:
         return run
 
 
-def _was_told(job: Job, world: World) -> bool:
-    """Return True if it was told, since the last time of the job's calendar, that it cannot begin; else note it.
+def _told(job: Job, err: VbackupError, request: RunRequest, config: Config, world: World) -> NotRun:
+    """Tell that a job cannot begin, and return that; with ``only_due``, tell a cause once for a time of its calendar.
 
-    Where the state directory cannot be used, nobody else remembers that.
+    Where the state directory cannot be used, nobody else remembers that. What could not be sent is tried again.
     """
-    scheduled = None if job.calendar is None else job.calendar.before(world.now())
-    tried = Attempts(world.store.state, job.name)
-    if scheduled is None or tried.time(What.BEGIN, scheduled) is not None:
-        return scheduled is not None
-    with suppress(VbackupError):
-        tried.note(What.BEGIN, scheduled, world.now())
-    return False
+    from vbackup.notices.memory import NotKept
+
+    scheduled = None if job.calendar is None or not request.only_due else job.calendar.before(world.now())
+    attempts, cause = Attempts(world.store.state, job.name), f"{err.code} {err}"
+    if scheduled is not None and attempts.time(What.BEGIN, scheduled, cause) is not None:
+        return NotRun(job.name, f"Job {job.name} cannot be run, as was told before: {err}", err)
+    unsent = run_end.told(_failed(job.name, config, err, world.now()), config, world)
+    if scheduled is not None and all(isinstance(one, NotKept) for one in unsent):
+        with suppress(VbackupError):
+            attempts.note(What.BEGIN, scheduled, world.now(), cause)
+    return NotRun(job.name, str(err), err)
 
 
 def _tried(scheduled: datetime, job: Job, world: World, path: Path) -> str | None:

@@ -38,27 +38,35 @@ class Attempts:
     state: Path
     job: str
 
-    def time(self, what: What, scheduled: datetime) -> datetime | None:
-        """Return when it was tried for that time of the calendar; None if it was not, or that is not known."""
+    def time(self, what: What, scheduled: datetime, cause: str = "") -> datetime | None:
+        """Return when it was tried for that time of the calendar; None if it was not, or that is not known.
+
+        ``cause``: what it was noted with; with another one, it was not tried.
+        """
         try:
             text = read_regular(self._path(what), max_bytes=_MAX_BYTES).decode()
             fields = Fields(parse_json(text), what.value, StorageError)
-            if fields.number("scheduled") != scheduled.timestamp():
+            if (fields.number("scheduled"), fields.text("cause")) != (scheduled.timestamp(), _hashed(cause)):
                 return None
             return datetime.fromtimestamp(fields.number("time"), timezone.utc)
         except (OSError, ValueError, OverflowError, RecursionError, StorageError):
             return None
 
-    def note(self, what: What, scheduled: datetime, now: datetime) -> None:
-        """Remember that it is tried now. Raises StorageError, NoSpaceError."""
+    def note(self, what: What, scheduled: datetime, now: datetime, cause: str = "") -> None:
+        """Remember that it was tried now, in place of what was noted before. Raises StorageError, NoSpaceError."""
         path = self._path(what)
+        tried = {"scheduled": scheduled.timestamp(), "time": now.timestamp(), "cause": _hashed(cause)}
         with storage_errors(f"write {path}"):
             make_private(path.parent)
-            replace_text(path, json.dumps({"scheduled": scheduled.timestamp(), "time": now.timestamp()}) + "\n")
+            replace_text(path, json.dumps(tried) + "\n")
 
     def _path(self, what: What) -> Path:
         key = os.fsencode(os.path.realpath(self.state)) + f"\0{self.job}\0{what.value}".encode()
         return directory() / "attempts" / f"{hashlib.sha256(key).hexdigest()[:16]}.json"
+
+
+def _hashed(cause: str) -> str:
+    return hashlib.sha256(cause.encode(errors="surrogatepass")).hexdigest()[:16]
 
 
 def directory() -> Path:

@@ -20,7 +20,7 @@ from tests.unit.notices.runs import PLACE, USUAL, config, domain, job, overview,
 from tests.web import Answer, Web, web
 from vbackup.config.model import Config, Notifier, Secret, When
 from vbackup.notices import sending
-from vbackup.notices.memory import Memory
+from vbackup.notices.memory import Memory, NotKept
 from vbackup.notices.sending import announce, jobs_of, send_test
 from vbackup.overview.state import Overview
 from vbackup.runs.record import Run
@@ -190,6 +190,7 @@ def test_memory_that_cannot_be_kept_is_a_sentence_and_the_message_goes_out(
     assert len(server.asked) == 1
     assert len(found) == 1
     assert "cannot be kept" in found[0]
+    assert isinstance(found[0], NotKept)
 
 
 def test_bug_changes_nothing_and_says_no_secret(

@@ -18,9 +18,10 @@ from tests.unit.runs.examples import running
 from vbackup import machine
 from vbackup.config.calendar import Window
 from vbackup.config.model import Job, Notifier, When
-from vbackup.errors import NoSpaceError, StorageError, UsageError
+from vbackup.errors import InterruptedBySignalError, NoSpaceError, StorageError, UsageError, VbackupError
 from vbackup.model import HostIdentity
 from vbackup.notices import sending
+from vbackup.notices.memory import NotKept
 from vbackup.operations import run as operation
 from vbackup.operations.run import Ran, RunRequest
 from vbackup.operations.run_children import Ended
@@ -213,12 +214,59 @@ def test_a_state_directory_that_cannot_be_used_is_told_once_for_each_time(
     for _ in range(4):
         statuses.append(operation.run(DUE, settings, site.world).status)
         site.clock.forward(minutes=15)
-    assert (statuses, len(announced)) == ([7, 0, 0, 0], 1)
+    assert (statuses, len(announced)) == ([7, 7, 7, 7], 1)  # no backup was made: the service stays failed
     assert operation.run(RunRequest(), settings, site.world).status == 7  # who asks is answered
     site.clock.forward(days=1)
     assert (operation.run(DUE, settings, site.world).status, len(announced)) == (7, 3)
     site.store.state.unlink()
     assert ids(operation.run(DUE, settings, site.world)) == ["nightly"]
+
+
+@pytest.mark.usefixtures("_runtime")
+def test_that_a_job_cannot_begin_is_told_until_it_is_sent_and_once_for_each_cause(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    announced: list[Run] = []
+    unsent: tuple[str, ...] = ()
+    fault: VbackupError = StorageError("The state directory is gone.")
+
+    def refuse(*_arguments: object) -> Any:
+        raise fault
+
+    def announce(made: Run, *_rest: object, **_more: object) -> tuple[str, ...]:
+        announced.append(made)
+        return unsent
+
+    def call() -> tuple[int, int]:
+        """The exit status, and how many messages there were."""
+        announced.clear()
+        site.clock.forward(minutes=15)
+        return operation.run(DUE, settings, site.world).status, len(announced)
+
+    monkeypatch.setattr(lock, "of_job", refuse)
+    monkeypatch.setattr(sending, "announce", announce)
+    settings = config(site.path, job(), notifiers={"admin": MAIL})
+    unsent = ("Notifier admin could not be told.",)
+    assert [call(), call()] == [(7, 1), (7, 1)]  # the network is down
+    unsent = (NotKept("What notifier admin was told cannot be kept."),)
+    assert [call(), call()] == [(7, 1), (7, 0)]
+    unsent, fault = (), StorageError("The state directory is of somebody else.")
+    assert [call(), call()] == [(7, 1), (7, 0)]
+
+
+@pytest.mark.usefixtures("_runtime")
+def test_a_signal_while_a_job_waits_is_not_noted_as_told(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_arguments: object, **_more: object) -> Any:
+        raise InterruptedBySignalError(signal.SIGTERM)
+
+    monkeypatch.setattr(lock, "held", interrupted)
+    announced: list[Run] = []
+    monkeypatch.setattr(sending, "announce", lambda made, *_rest, **_more: announced.append(made) or ())
+    ran = operation.run(DUE, config(site.path, job(), notifiers={"admin": MAIL}), site.world)
+    assert (announced, [one.error is None for one in ran.not_run]) == ([], [False])
+    assert not (tmp_path / "runtime" / "attempts").exists()
 
 
 def test_a_missed_run_is_made_up_for_and_says_so(site: Site) -> None:

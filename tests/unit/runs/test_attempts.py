@@ -34,6 +34,14 @@ def test_what_was_tried_is_known_for_that_time_that_job_and_that_state(runtime: 
     assert stat.S_IMODE(runtime.stat().st_mode) == 0o700
 
 
+def test_another_cause_is_another_attempt(runtime: Path, tmp_path: Path) -> None:
+    tried = Attempts(tmp_path, "nightly")
+    tried.note(What.BEGIN, NIGHT, NOW, "STORAGE \udcff is full")
+    assert tried.time(What.BEGIN, NIGHT, "STORAGE \udcff is full") == NOW
+    assert tried.time(What.BEGIN, NIGHT, "STORAGE is gone") is None
+    assert "full" not in next(runtime.iterdir()).read_text()
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"scheduled": "x"}'])
 def test_a_file_that_is_damaged_says_nothing(runtime: Path, tmp_path: Path, text: str) -> None:
     tried = Attempts(tmp_path, "nightly")
