@@ -204,7 +204,9 @@ def _advised(doubt: due.Doubt, job: Job, config: Config) -> str:
     """Return why the clock is in doubt, and what to do: nobody else decides whether it is right."""
     if doubt.trusted is None:
         return doubt.reason
-    command = shlex.join(("vbackup", "run", job.name, "--accept-clock", *config.given))
+    is_windowed = config.jobs[job.name].window is not None
+    anytime = ("--window", "any") if is_windowed else ()
+    command = shlex.join(("vbackup", "run", job.name, "--accept-clock", *anytime, *config.given))
     return f"{doubt.reason} Set it right; if it is right, '{command}' says so."
 
 

@@ -339,6 +339,18 @@ def test_a_clock_that_stays_wrong_removes_nothing_for_as_long_as_it_does(site: S
     assert prunes() == 2
 
 
+def test_the_advice_for_a_job_with_a_window_works_at_any_time(site: Site) -> None:
+    opened = NOW.astimezone().time().replace(minute=0, second=0)
+    windowed = job(window=Window(opened, (NOW + timedelta(hours=3)).astimezone().time().replace(minute=0, second=0)))
+    run(site, windowed)
+    site.clock.forward(days=60)
+    [made] = run(site, windowed).runs
+    assert made.unusual[0].endswith("'vbackup run nightly --accept-clock --window any' says so.")
+    site.clock.forward(hours=12)
+    by_hand = RunRequest(("nightly",), accepts_clock=True, changed=(replace(windowed, window=None),))
+    assert ids(run(site, windowed, request=by_hand)) == ["nightly"]
+
+
 @pytest.mark.parametrize("days", [-365, 60])
 def test_who_has_looked_at_the_clock_says_that_it_is_right(site: Site, days: float) -> None:
     """The earlier runs were those with a wrong clock, or the machine was off for two months."""
