@@ -2,8 +2,8 @@
 
 REPO/config-HOST-XXXXXXXX.toml    what holds for a machine, as one file, 0600; secrets only as where they are
 
-HOST is its name, and X... tells two machines of one name apart, by their machine ids. Earlier versions had one file for
-all, config.toml, which is read, too.
+HOST is its name, and X... tells two machines of one name apart, by their machine ids. Of two names with one id, as
+clones have, each is a host. Earlier versions had one file for all, config.toml, which is read, too.
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ def keep(repository: Path, config: Config, *, host: HostIdentity, now: datetime 
     header = _HEADER.format(host=name, time=f"{moment:%Y-%m-%dT%H:%M:%SZ}")
     with storage_errors(f"keep the configuration in {path}"):
         replace_text(path, header + text)
-        for old in _replaced(repository, path, host):
+        old = repository / OLD_FILE
+        if _described(old).host == name:
             old.unlink(missing_ok=True)
     return True
 
@@ -120,17 +121,6 @@ def _name(host: HostIdentity) -> str:
 
 def _suffix(host: HostIdentity) -> str:
     return "" if host.machine_id is None else f"-{hashlib.sha256(host.machine_id.encode()).hexdigest()[:8]}"
-
-
-def _replaced(repository: Path, path: Path, host: HostIdentity) -> Iterator[Path]:
-    """Yield the files that the new one takes the place of: of the same machine by another name, or the old one's."""
-    suffix = f"{_suffix(host)}.toml"
-    for one in repository.iterdir():
-        is_ours = host.machine_id is not None and _FILE.fullmatch(one.name) is not None and one.name.endswith(suffix)
-        if one.name == OLD_FILE:
-            is_ours = _described(one).host == _one_line(host.name)
-        if is_ours and one != path:
-            yield one
 
 
 def _all(repository: Path) -> Iterator[KeptConfig]:

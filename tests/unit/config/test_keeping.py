@@ -70,14 +70,14 @@ def test_each_host_has_its_own_and_one_is_taken(load: Load, tmp_path: Path) -> N
         keeping.kept(tmp_path, "hv3")
 
 
-def test_machines_of_one_name_have_one_each_and_a_new_name_replaces_the_old_one(load: Load, tmp_path: Path) -> None:
+def test_machines_of_one_name_have_one_each_and_so_have_clones_with_one_machine_id(load: Load, tmp_path: Path) -> None:
     config = load(WHOLE).config
     for one in (HOST, HostIdentity("hv1", OTHER.machine_id)):
         keeping.keep(tmp_path, config, host=one)
     assert len(list(tmp_path.glob("config-hv1-*.toml"))) == 2
-    keeping.keep(tmp_path, config, host=HostIdentity("renamed", HOST.machine_id))
-    assert sorted(one.host for one in keeping.all_kept(tmp_path)) == ["hv1", "renamed"]
-    assert len(list(tmp_path.glob("config-*.toml"))) == 2
+    keeping.keep(tmp_path, config, host=HostIdentity("clone", HOST.machine_id))
+    assert {one.host for one in keeping.all_kept(tmp_path)} == {"hv1", "clone"}
+    assert len(list(tmp_path.glob("config-*.toml"))) == 3
     keeping.keep(tmp_path, config, host=HostIdentity("../no id", None))
     assert (tmp_path / "config-_no_id.toml").exists()
 
