@@ -83,14 +83,15 @@ def keep_config(repository: str | os.PathLike[str], config: Config) -> bool:
 def kept_config(repository: str | os.PathLike[str], host: str | None = None) -> str:
     """Return the text of the configuration of a host that was kept in a repository.
 
-    ``host``: its name; None: the only one there is, or this host. Raises UsageError if that leaves several, or none,
+    ``host``: its name, or that of the file without .toml, if two hosts have the name; None: the only one there is, or
+    that of this host. Raises UsageError if that leaves several, or none,
     StorageError.
     """
     from vbackup.config import keeping
     from vbackup.machine import this_host
     from vbackup.repository.repository import Repository
 
-    return keeping.kept(Repository.open(Path(repository)).path, host, here=this_host().name)
+    return keeping.kept(Repository.open(Path(repository)).path, host, here=this_host())
 
 
 def kept_configs(repository: str | os.PathLike[str]) -> tuple[KeptConfig, ...]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -69,38 +69,22 @@ def keep(repository: Path, config: Config, *, host: HostIdentity, now: datetime 
 
 
 def all_kept(repository: Path) -> tuple[KeptConfig, ...]:
-    """Return the configurations that are kept in a repository, the newest of each host, by host.
+    """Return the configurations that are kept in a repository, by host, of machines of one name the oldest first.
 
     Raises StorageError if the directory cannot be read.
     """
-    found: dict[str, KeptConfig] = {}
     oldest = datetime.min.replace(tzinfo=timezone.utc)
-    for one in _all(repository):
-        before = found.get(one.host)
-        if before is None or (before.time or oldest) <= (one.time or oldest):
-            found[one.host] = one
-    return tuple(found[host] for host in sorted(found))
+    return tuple(sorted(_all(repository), key=lambda one: (one.host, one.time or oldest, one.path)))
 
 
-def kept(repository: Path, host: str | None = None, *, here: str = "") -> str:
+def kept(repository: Path, host: str | None = None, *, here: HostIdentity | None = None) -> str:
     """Return the text of a configuration that is kept in a repository, with the comment in front.
 
-    ``host``: of which host; None: the only one there, or that of ``here``, the name of this host. Raises UsageError if
-    that leaves several, or the host has none, StorageError if there is none at all, or it is not one that vbackup has
-    written.
+    ``host``: of which host, by its name, or by that of the file without .toml; None: the only one there, or that of
+    ``here``, this host. Raises UsageError if that leaves several, or the host has none, StorageError if there is none
+    at all, or it is not one that vbackup has written.
     """
-    found = {one.host: one for one in all_kept(repository)}
-    if not found:
-        raise StorageError(f"{repository} has no configuration: no run of 'vbackup run' has kept one there.")
-    if host is None and len(found) > 1 and here not in found:
-        raise UsageError(
-            f"The repository has configurations of {len(found)} hosts: {', '.join(found)}. Say with --host which one."
-        )
-    wanted = host if host is not None else here if here in found else next(iter(found))
-    if wanted not in found:
-        hint = names.closest(wanted, found) or f"; there are those of: {', '.join(found)}"
-        raise UsageError(f"The repository has no configuration of host {wanted!r}{hint}.")
-    path = found[wanted].path
+    path = _chosen(all_kept(repository), repository, host, here).path
     try:
         text = _read(path)
     except OSError as err:
@@ -111,6 +95,29 @@ def kept(repository: Path, host: str | None = None, *, here: str = "") -> str:
     if faults:
         raise StorageError(f"The configuration in the repository is damaged: {faults[0]}")
     return text
+
+
+def _chosen(found: Sequence[KeptConfig], repository: Path, host: str | None, here: HostIdentity | None) -> KeptConfig:
+    """Return the one that is wanted; UsageError and StorageError are those of ``kept``."""
+    if not found:
+        raise StorageError(f"{repository} has no configuration: no run of 'vbackup run' has kept one there.")
+    if host is not None:
+        wanted = [one for one in found if host in (one.host, one.path.stem)]
+    else:
+        # That of this very machine; otherwise that of its name, as after it was installed again.
+        ours = [one for one in found if here is not None and one.path.name == _name(here)]
+        wanted = ours or [one for one in found if here is not None and one.host == _one_line(here.name)] or [*found]
+    if not wanted:
+        known = tuple(dict.fromkeys(one.host for one in found))
+        hint = names.closest(host or "", known) or f"; there are those of: {', '.join(known)}"
+        raise UsageError(f"The repository has no configuration of host {host!r}{hint}.")
+    if len(wanted) > 1:
+        hosts = [one.host for one in wanted]
+        words = [one.host if hosts.count(one.host) == 1 else one.path.stem for one in wanted]
+        raise UsageError(
+            f"The repository has configurations of {len(wanted)} hosts: {', '.join(words)}. Say with --host which one."
+        )
+    return wanted[0]
 
 
 def _name(host: HostIdentity) -> str:

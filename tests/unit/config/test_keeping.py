@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
@@ -63,9 +63,9 @@ def test_each_host_has_its_own_and_one_is_taken(load: Load, tmp_path: Path) -> N
     assert [(one.host, one.time) for one in keeping.all_kept(tmp_path)] == [("hv1", NOW), ("hv2", NOW)]
     assert "keep-daily = 7" in keeping.kept(tmp_path, "hv1")
     assert "keep-daily = 8" in keeping.kept(tmp_path, "hv2")
-    assert "keep-daily = 8" in keeping.kept(tmp_path, here="hv2")
+    assert "keep-daily = 8" in keeping.kept(tmp_path, here=OTHER)
     with pytest.raises(UsageError, match=r"of 2 hosts: hv1, hv2\. Say with --host which one"):
-        keeping.kept(tmp_path, here="new")
+        keeping.kept(tmp_path, here=HostIdentity("new", HOST.machine_id))
     with pytest.raises(UsageError, match="no configuration of host 'hv3'"):
         keeping.kept(tmp_path, "hv3")
 
@@ -80,6 +80,24 @@ def test_machines_of_one_name_have_one_each_and_so_have_clones_with_one_machine_
     assert len(list(tmp_path.glob("config-*.toml"))) == 3
     keeping.keep(tmp_path, config, host=HostIdentity("../no id", None))
     assert (tmp_path / "config-_no_id.toml").exists()
+
+
+def test_of_two_machines_of_one_name_each_is_reached(load: Load, tmp_path: Path) -> None:
+    config, changed = load(WHOLE).config, load(WHOLE.replace("keep-daily = 7", "keep-daily = 8")).config
+    twin = HostIdentity("hv1", OTHER.machine_id)
+    keeping.keep(tmp_path, config, host=HOST, now=NOW)
+    keeping.keep(tmp_path, changed, host=twin, now=NOW + timedelta(days=1))
+    first, second = (one.path.stem for one in keeping.all_kept(tmp_path))
+    assert "keep-daily = 7" in keeping.kept(tmp_path, first)
+    assert "keep-daily = 8" in keeping.kept(tmp_path, second)
+    assert "keep-daily = 7" in keeping.kept(tmp_path, here=HOST)
+    assert "keep-daily = 8" in keeping.kept(tmp_path, here=twin)
+    keeping.keep(tmp_path, config, host=HostIdentity("hv2", None), now=NOW)
+    for host, here in (("hv1", None), (None, HostIdentity("hv1", "0" * 32))):  # the latter was installed again
+        with pytest.raises(UsageError, match=rf"of 2 hosts: {first}, {second}\. Say with --host which one"):
+            keeping.kept(tmp_path, host, here=here)
+    with pytest.raises(UsageError, match=rf"of 3 hosts: {first}, {second}, hv2\."):
+        keeping.kept(tmp_path)
 
 
 def test_the_one_file_of_earlier_versions_is_read_and_replaced_by_its_host_only(load: Load, tmp_path: Path) -> None:

@@ -82,7 +82,9 @@ def _add_recover(subcommands: Any) -> None:
     add_common(parser, asks_libvirt=False)
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
-        "--host", metavar="HOST", help="that of the host with this name (default: this host's, or the only one)"
+        "--host",
+        metavar="HOST",
+        help="that of the host with this name, or of this file, without .toml (default: this host's, or the only one)",
     )
     which.add_argument("--list", action="store_true", help="only list the hosts that have one there")
     _add_output(parser)
