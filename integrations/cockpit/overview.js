@@ -17,7 +17,7 @@ export function healthLabel(domain) {
     if (domain.is_gone) return label("Gone", domain.health === "ok" ? "unknown" : KIND[domain.health]);
     if (domain.is_overdue) return label("Overdue", KIND[domain.health] === "ok" ? "warning" : KIND[domain.health]);
     if (domain.fault) return label("Last run failed", "danger");
-    if (domain.last_read && domain.health === "ok") return label("Not known", "unknown");
+    if (domain.last_read && ["ok", "unknown"].includes(domain.health)) return label("Not known", "unknown");
     return label(WORDS[domain.health], KIND[domain.health]);
 }
 

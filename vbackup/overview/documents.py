@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timezone
 from typing import Any
 
+from vbackup.overview import answer
 from vbackup.overview.state import CopyState, DomainState, Health, JobState, Overview, RepositoryState
 from vbackup.runs.record import Fault, Run
 
@@ -82,7 +83,7 @@ def _domain(one: DomainState) -> dict[str, Any]:
         "fault": _fault(one.fault),
         "unusual": list(one.unusual),
         "changed": [{"time": _iso(time), "changed_bytes": size} for time, size in one.changed_bytes],
-        "health": word(one.health),
+        "health": word(answer.state_of(one)),
         "reasons": list(one.reasons),
         "last_read": _iso(one.last_read),
     }

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import vbackup
 from vbackup.errors import MissingPackageError
+from vbackup.overview import answer
 from vbackup.overview.state import DomainState, JobState, Overview, RepositoryState
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ METRICS: dict[str, tuple[str, tuple[str, ...]]] = {
     "vbackup_health": ("The worst of all: 0 ok, 1 warning, 2 critical, 3 nothing to judge.", ()),
     "vbackup_status_timestamp_seconds": ("When all this was found out.", ()),
     "vbackup_warnings": ("Number of warnings, such as a host that could not be asked for its domains.", ()),
-    "vbackup_domain_health": ("How a domain is: 0 ok, 1 warning, 2 critical.", _DOMAIN),
+    "vbackup_domain_health": ("How a domain is: 0 ok, 1 warning, 2 critical, 3 not known.", _DOMAIN),
     "vbackup_domain_backups": ("Number of backups of a domain; 0: it was never backed up.", _DOMAIN),
     "vbackup_domain_last_backup_timestamp_seconds": ("The moment of the newest good backup.", _DOMAIN),
     "vbackup_domain_last_backup_size_bytes": ("Size of its images.", _DOMAIN),
@@ -145,7 +146,7 @@ def _domain(one: DomainState) -> Iterator[_Sample]:
     labels = (one.name, one.uuid or "", one.repository, one.job or "")
     changed = one.changed_bytes[-1][1] if one.changed_bytes else None
     values = {
-        "health": one.health,
+        "health": answer.state_of(one),
         "backups": one.backups,
         "last_backup_timestamp_seconds": _seconds(one.last.time) if one.last is not None else None,
         "last_backup_size_bytes": one.last.size_bytes if one.last is not None else None,

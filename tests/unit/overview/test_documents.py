@@ -77,3 +77,11 @@ def test_what_is_not_known_is_null() -> None:
 def test_healths_have_words() -> None:
     assert [documents.word(one) for one in Health] == ["ok", "warning", "critical", "unknown"]
     assert of(facts(jobs=(), repositories=(), time=NOW))["health"] == "unknown"
+
+
+def test_of_a_domain_whose_repository_cannot_be_read_it_is_not_known_whether_it_is_well() -> None:
+    unmounted = repository(domain(), fault=FAULT, free_bytes=None, size_bytes=None, last_read=NIGHT)
+    [one] = of(facts(repositories=(unmounted,)))["domains"]
+    assert (one["health"], one["last_read"]) == ("unknown", "2026-11-30T01:00:00.000000Z")
+    [one] = of(facts(repositories=(repository(domain()),)))["domains"]
+    assert (one["health"], one["last_read"]) == ("ok", None)

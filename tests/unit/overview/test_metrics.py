@@ -99,6 +99,8 @@ def test_a_repository_that_cannot_be_read_is_down() -> None:
 def test_domains_of_a_repository_that_is_down_keep_their_series() -> None:
     known = facts(repositories=(repository(domain(), fault=FAULT, free_bytes=None, size_bytes=None, last_read=NIGHT),))
     assert value(known, "vbackup_domain_remembered", **OF_WEB) == 1
+    assert value(known, "vbackup_domain_health", **OF_WEB) == 3
+    assert value(rich(), "vbackup_domain_health", **OF_WEB) == 0
     assert value(known, "vbackup_domain_last_backup_timestamp_seconds", **OF_WEB) == NIGHT.timestamp()
     assert value(rich(), "vbackup_domain_remembered", **OF_WEB) == 0
 
