@@ -183,6 +183,7 @@ def _run_locked(
         unusual = due.unusual(before, scheduled, now, job.random_delay_s)
         new = replace(new, started=now, id=names.stamp(now), unusual=(*unusual, *([jump] if jump else [])))
         new = replace(new, trusted=None if doubt is None else doubt.trusted)
+        is_on_record = True
         try:
             begun = world.store.begin(new)
         except StorageError as err:  # backups are worth more than their record; each step tries again, and warns
@@ -190,13 +191,16 @@ def _run_locked(
             tried = None if scheduled is None else _tried(scheduled, job, world, path)
             if tried is not None:
                 return NotRun(job.name, _off_record(job, tried, err))
-            begun = new
+            begun, is_on_record = new, False
         for sentence in begun.unusual:
             world.reporter.warning(sentence)
         until = None if job.window is None else due.closes(job.window, now)
         with run_end.announced(begun, ours, world) as untold:
             work = JobRun(job, config, world, begun, until=until, jump=jump)
             done = run_job.ended(work.do_steps(), world.now(), world.stop)
+        if scheduled is not None and not is_on_record and done.outcome is not Outcome.INTERRUPTED:
+            with suppress(VbackupError):
+                Attempts(world.store.state, job.name).note(What.RUN, scheduled, now)
         return run_end.finish(replace(done, notices=untold.sentences), ours, world, kept)
 
 
@@ -238,18 +242,12 @@ def _told(job: Job, err: VbackupError, request: RunRequest, config: Config, worl
 
 
 def _tried(scheduled: datetime, job: Job, world: World, path: Path) -> str | None:
-    """Return what became of the job since its last time, after "Job NAME "; None if it is run now, which is noted."""
-    now = world.now()
-    made = _backed_up_since(scheduled, job, path, now)
+    """Return what became of the job since its last time, after "Job NAME "; None if it is to be run."""
+    made = _backed_up_since(scheduled, job, path, world.now())
     if made is not None:
         return f"was backed up at {due.local(made)}"
-    attempts = Attempts(world.store.state, job.name)
-    tried = attempts.time(What.RUN, scheduled)
-    if tried is not None:
-        return f"was run at {due.local(tried)}"
-    with suppress(VbackupError):
-        attempts.note(What.RUN, scheduled, now)
-    return None
+    tried = Attempts(world.store.state, job.name).time(What.RUN, scheduled)
+    return None if tried is None else f"was run at {due.local(tried)}"
 
 
 def _backed_up_since(scheduled: datetime, job: Job, path: Path, now: datetime) -> datetime | None:

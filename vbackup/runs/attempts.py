@@ -27,7 +27,7 @@ _MAX_BYTES = 4096
 class What(Enum):
     """What was tried."""
 
-    RUN = "run"  #: the job was run
+    RUN = "run"  #: the job was run, and no signal ended that
     BEGIN = "begin"  #: it could not even begin, which was told
 
 
@@ -43,8 +43,12 @@ class Attempts:
 
         ``cause``: what it was noted with; with another one, it was not tried.
         """
+        path = self._path(what)
         try:
-            text = read_regular(self._path(what), max_bytes=_MAX_BYTES).decode()
+            if not path.exists():
+                return None
+            _make_private(path)
+            text = read_regular(path, max_bytes=_MAX_BYTES).decode()
             fields = Fields(parse_json(text), what.value, StorageError)
             if (fields.number("scheduled"), fields.text("cause")) != (scheduled.timestamp(), _hashed(cause)):
                 return None
@@ -57,12 +61,21 @@ class Attempts:
         path = self._path(what)
         tried = {"scheduled": scheduled.timestamp(), "time": now.timestamp(), "cause": _hashed(cause)}
         with storage_errors(f"write {path}"):
-            make_private(path.parent)
+            _make_private(path)
             replace_text(path, json.dumps(tried) + "\n")
 
     def _path(self, what: What) -> Path:
         key = os.fsencode(os.path.realpath(self.state)) + f"\0{self.job}\0{what.value}".encode()
         return directory() / "attempts" / f"{hashlib.sha256(key).hexdigest()[:16]}.json"
+
+
+def _make_private(path: Path) -> None:
+    """Make the directories of a file, unless they exist. Raises OSError, and StorageError if others could change them.
+
+    One in /tmp may be of anybody, who could say that each job was run.
+    """
+    make_private(path.parent.parent)
+    make_private(path.parent)
 
 
 def _hashed(cause: str) -> str:

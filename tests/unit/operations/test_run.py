@@ -202,6 +202,23 @@ def test_without_a_record_a_job_that_fails_is_tried_once_for_each_time(
 
 
 @pytest.mark.usefixtures("_runtime")
+def test_without_a_record_a_run_that_a_signal_ended_is_made_up_for(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("begin", "update", "end"):
+        monkeypatch.setattr(type(site.store), name, _full)
+
+    def stopped(*_of_step: object) -> Ended:
+        site.stop.request(signal.SIGTERM)
+        return Ended(143, None)
+
+    site.steps.answers["backup"] = stopped
+    assert run(site, request=DUE).status == 143
+    site.stop.signum = None
+    site.steps.answers["backup"] = BUSY
+    assert ids(run(site, request=DUE)) == ["nightly"]
+    assert ids(run(site, request=DUE)) == []
+
+
+@pytest.mark.usefixtures("_runtime")
 def test_a_state_directory_that_cannot_be_used_is_told_once_for_each_time(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -51,6 +51,19 @@ def test_a_file_that_is_damaged_says_nothing(runtime: Path, tmp_path: Path, text
     assert tried.time(What.RUN, NIGHT) is None
 
 
+@pytest.mark.parametrize("which", ["attempts", "run"])
+def test_what_somebody_else_could_have_written_is_not_believed(runtime: Path, tmp_path: Path, which: str) -> None:
+    tried = Attempts(tmp_path, "nightly")
+    tried.note(What.RUN, NIGHT, NOW)
+    opened = {"attempts": runtime, "run": runtime.parent}[which]
+    opened.chmod(0o777)
+    assert tried.time(What.RUN, NIGHT) is None
+    with pytest.raises(StorageError, match="Others can replace"):
+        tried.note(What.RUN, NIGHT, NOW)
+    opened.chmod(0o700)
+    assert tried.time(What.RUN, NIGHT) == NOW
+
+
 def test_a_directory_of_somebody_else_is_not_used(runtime: Path, tmp_path: Path) -> None:
     runtime.mkdir(parents=True)
     runtime.chmod(0o777)
