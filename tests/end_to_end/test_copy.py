@@ -42,6 +42,8 @@ from vbackup.errors import (
     StorageError,
     VbackupError,
 )
+from vbackup.images import flatten
+from vbackup.model import ImageFormat
 from vbackup.operations import consolidation, copy, copy_prune, copy_verify, fetch, serve
 from vbackup.operations.copy import Copied, CopyRequest
 from vbackup.operations.copy_prune import CopiesPruned, CopyPruneRequest
@@ -445,6 +447,44 @@ def test_disks_are_read_at_the_target_and_only_what_is_read_is_fetched(
         twin.repository, twin.uuid, twin.states = opened.repository, tree.uuid, tree.states
         twin.check_restore(newest, tmp_path / "out")
     assert list((tmp_path / "cache").rglob("*.qcow2")) == []
+
+
+def test_failed_show_leaves_nothing_that_another_takes_for_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parts, "SMALL_BYTES", 0)
+    tree, store = chain(tmp_path / "repo", count=3), FakeStore()
+    copied(tree, store)
+    newest = tree.ids()[-1]
+    missing = f"{tree.uuid}/{newest}/vdb.qcow2"
+    with viewed(store, tmp_path) as opened:
+        kept = store.objects.pop(missing)
+        with pytest.raises(ChainError, match="is missing"):
+            opened.show(tree.uuid, Wanted())
+        assert opened.repository.served == {}
+        assert [path.name for path in opened.repository.path.rglob("vd*")] == []
+        store.objects[missing] = kept
+        opened.show(tree.uuid, Wanted())
+        assert len(opened.repository.served) == 6
+        request = serve.ServeRequest(tree.uuid, tmp_path / "nbd", Wanted())
+        with serve.served(request, repository=opened.repository, reporter=Recorder(), stop=Stop()):
+            raw = tmp_path / "vda.raw"
+            uri = serve.uri(tmp_path / "nbd", "vda")
+            subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", "raw", uri, raw], check=True)
+            assert sha256(raw.read_bytes()).hexdigest() == tree.states[newest]["vda"].digest
+        # A restore needs more than the parts that are there.
+        [image, *_] = opened.repository.served
+        layer = flatten.Layer(image, SIZE, opened.repository.served[image])
+        with pytest.raises(StorageError, match="only a part was fetched"):
+            flatten.flatten(
+                [layer],
+                tmp_path / "out.raw",
+                ImageFormat.RAW,
+                reporter=Recorder(),
+                stop=Stop(),
+                progress=lambda percent: None,
+            )
+        assert not (tmp_path / "out.raw").exists()
 
 
 def test_read_that_the_target_does_not_answer_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +32,8 @@ PART_BYTES, MAX_BYTES = 1024 * 1024, 16 * 1024 * 1024
 SMALL_BYTES = 16 * 1024 * 1024
 #: Images whose first part is fetched at a time.
 _PARALLEL = 8
+#: What the name of a file has behind that of its image, until its first part is there and its address is known.
+_UNFINISHED = ".shown"
 _MISSING, _COMING, _THERE = 0, 1, 2
 
 
@@ -137,13 +139,30 @@ class Parts:
         """End: who reads an image gets errors."""
         self._stack.close()
 
-    def add(self, objects: Sequence[Wanted]) -> dict[Path, NbdAddress]:
-        """Serve objects; return the address of each by its path, where the file has its first part.
+    def add(self, objects: Sequence[Wanted], served: dict[Path, NbdAddress]) -> None:
+        """Serve objects, all of them or none; ``served`` gets the address of each by its path.
 
-        Raises ChainError if one is missing or of another size, StorageError, NoSpaceError.
+        There, the file has its first part. What has the name of an image is whole, or in ``served``: a file gets it
+        last, and what has failed leaves none. Raises ChainError if one is missing or of another size, StorageError,
+        NoSpaceError, what ``check`` raises.
         """
-        with ThreadPoolExecutor(max_workers=_PARALLEL) as pool:
-            return dict(pool.map(self._add, objects))
+        paths = [each.path for each in objects if each.path is not None]
+        named: list[Path] = []
+        try:
+            with ThreadPoolExecutor(max_workers=_PARALLEL) as pool:
+                served.update(pool.map(self._add, objects))
+            for path in paths:
+                with storage_errors(f"write {path}"):
+                    _unfinished(path).rename(path)
+                named.append(path)
+        except BaseException:
+            for path in (*named, *map(_unfinished, paths)):
+                with suppress(OSError):
+                    path.unlink()
+            for path in paths:
+                if path not in named or not path.exists():
+                    served.pop(path, None)
+            raise
 
     @property
     def fetched_bytes(self) -> int:
@@ -158,7 +177,7 @@ class Parts:
             how = "is missing" if there is None else f"has {there} bytes instead of {each.record.size_bytes}"
             raise ChainError(f"{each.key} {how} at {self._store.name}.")
         with storage_errors(f"write {each.path}"):
-            made = PartsFile(self._store, each.key, each.path, each.record.size_bytes, self._warn)
+            made = PartsFile(self._store, each.key, _unfinished(each.path), each.record.size_bytes, self._warn)
             made.bring(0, 1)
         self._files[each.key] = made
         return each.path, NbdAddress(each.key, path=self._socket)
@@ -168,3 +187,7 @@ class Parts:
         if text not in self._warned:
             self._warned.add(text)
             self._reporter.warning(text)
+
+
+def _unfinished(path: Path) -> Path:
+    return path.with_name(path.name + _UNFINISHED)

@@ -68,8 +68,9 @@ class View:
         StorageError, NoSpaceError, InterruptedBySignalError.
         """
         self.repository.has_images = False  # or what is not brought yet would count as missing
-        for path in self.repository.served:  # of which ``show`` has brought a part
-            path.unlink(missing_ok=True)
+        with storage_errors(f"write to {self.repository.path}"):
+            for path in self.repository.served:  # of which ``show`` has brought a part
+                path.unlink(missing_ok=True)
         self.repository.served.clear()
         catalogue = self.repository.catalogue(uuid)
         chosen = choice.choose(catalogue, wanted)
@@ -93,10 +94,12 @@ class View:
         images = [each for each in dict.fromkeys(self._image(uuid, link)[0] for link in links) if not _is_there(each)]
         small = [each for each in images if each.record.size_bytes <= parts.SMALL_BYTES]
         download.fetch(small, self.means())
-        place = self.stack.enter_context(scratch.directory(scratch.place_of_sockets()))
-        served = Parts(self.target.store, place, reporter=self.reporter, check=self.stop.check)
-        self.stack.callback(served.close)
-        self.repository.served.update(served.add([each for each in images if each not in small]))
+        with ExitStack() as made:
+            place = made.enter_context(scratch.directory(scratch.place_of_sockets()))
+            served = Parts(self.target.store, place, reporter=self.reporter, check=self.stop.check)
+            made.callback(served.close)
+            served.add([each for each in images if each not in small], self.repository.served)
+            self.stack.enter_context(made.pop_all())
         self.repository.has_images = True
         return served
 
