@@ -42,6 +42,8 @@ from vbackup.errors import (
     StorageError,
     VbackupError,
 )
+from vbackup.images import flatten
+from vbackup.model import ImageFormat
 from vbackup.operations import consolidation, copy, copy_prune, copy_verify, fetch, serve
 from vbackup.operations.copy import Copied, CopyRequest
 from vbackup.operations.copy_prune import CopiesPruned, CopyPruneRequest
@@ -49,7 +51,7 @@ from vbackup.operations.copy_verify import CopyVerifyRequest
 from vbackup.operations.fetch import FetchRequest
 from vbackup.qemu.nbd_address import NbdAddress
 from vbackup.qemu.nbd_client import NbdClient
-from vbackup.repository import image_check
+from vbackup.repository import image_check, readers
 from vbackup.repository.choice import Wanted
 from vbackup.repository.repository import COPIES, Repository
 from vbackup.repository.retention import Rules
@@ -57,7 +59,7 @@ from vbackup.stop import Stop
 from vbackup.stores.age_keys import Identity
 from vbackup.stores.directory import DirectoryStore
 from vbackup.stores.sealed import Keys
-from vbackup.stores.store import Deletion, Source, Store
+from vbackup.stores.store import Deletion, Seen, Source, Store
 
 SIZE = 1024 * 1024
 EVERY = int(os.environ.get("VBACKUP_KILLS", "3"))
@@ -447,6 +449,48 @@ def test_disks_are_read_at_the_target_and_only_what_is_read_is_fetched(
     assert list((tmp_path / "cache").rglob("*.qcow2")) == []
 
 
+def test_failed_show_leaves_nothing_that_another_takes_for_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parts, "SMALL_BYTES", 0)
+    tree, store = chain(tmp_path / "repo", count=3), FakeStore()
+    copied(tree, store)
+    newest = tree.ids()[-1]
+    missing = f"{tree.uuid}/{newest}/vdb.qcow2"
+    with viewed(store, tmp_path) as opened:
+        kept = store.objects.pop(missing)
+        with pytest.raises(ChainError, match="is missing"):
+            opened.show(tree.uuid, Wanted())
+        assert opened.repository.served == {}
+        assert [path.name for path in opened.repository.path.rglob("vd*")] == []
+        store.objects[missing] = kept
+        asked: list[int] = []
+        monkeypatch.setattr(readers, "allow_files", asked.append)
+        opened.show(tree.uuid, Wanted())
+        assert len(opened.repository.served) == 6
+        assert asked == [18]  # of each image its file, a connection and a lock
+        request = serve.ServeRequest(tree.uuid, tmp_path / "nbd", Wanted())
+        with serve.served(request, repository=opened.repository, reporter=Recorder(), stop=Stop()):
+            assert 18 in asked[1:]
+            raw = tmp_path / "vda.raw"
+            uri = serve.uri(tmp_path / "nbd", "vda")
+            subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", "raw", uri, raw], check=True)
+            assert sha256(raw.read_bytes()).hexdigest() == tree.states[newest]["vda"].digest
+        # A restore needs more than the parts that are there.
+        [image, *_] = opened.repository.served
+        layer = flatten.Layer(image, SIZE, opened.repository.served[image])
+        with pytest.raises(StorageError, match="only a part was fetched"):
+            flatten.flatten(
+                [layer],
+                tmp_path / "out.raw",
+                ImageFormat.RAW,
+                reporter=Recorder(),
+                stop=Stop(),
+                progress=lambda percent: None,
+            )
+        assert not (tmp_path / "out.raw").exists()
+
+
 def test_read_that_the_target_does_not_answer_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parts, "SMALL_BYTES", 0)
     monkeypatch.setattr(parts, "PART_BYTES", BLOCK)
@@ -736,12 +780,15 @@ class Killing:
         self._call(source)
         return self._inner.put_new(key, source, size_bytes)
 
-    def get(self, key: str, offset: int = 0, length: int | None = None) -> Iterator[bytes]:
+    def get(self, key: str, offset: int = 0, length: int | None = None, *, mark: str | None = None) -> Iterator[bytes]:
         self._call()
-        return self._inner.get(key, offset, length)
+        return self._inner.get(key, offset, length, mark=mark)
 
     def size(self, key: str) -> int | None:
         return self._inner.size(key)
+
+    def look(self, key: str) -> Seen | None:
+        return self._inner.look(key)
 
     def list(self, prefix: str) -> Iterator[Any]:
         self._call()

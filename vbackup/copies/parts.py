@@ -12,7 +12,7 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,15 +32,26 @@ PART_BYTES, MAX_BYTES = 1024 * 1024, 16 * 1024 * 1024
 SMALL_BYTES = 16 * 1024 * 1024
 #: Images whose first part is fetched at a time.
 _PARALLEL = 8
+#: What the name of a file has behind that of its image, until its first part is there and its address is known.
+_UNFINISHED = ".shown"
 _MISSING, _COMING, _THERE = 0, 1, 2
 
 
 class PartsFile:
     """An object of which a file has the parts that were read; an Export (vbackup.qemu.nbd_server)."""
 
-    def __init__(self, store: Store, key: str, path: Path, size_bytes: int, warn: Callable[[str], None]) -> None:
-        """Make the file. Raises OSError."""
-        self._store, self._key, self._warn = store, key, warn
+    def __init__(
+        self,
+        store: Store,
+        key: str,
+        path: Path,
+        size_bytes: int,
+        warn: Callable[[str], None],
+        *,
+        mark: str | None = None,
+    ) -> None:
+        """Make the file. ``mark``: of the object (Store.look); another one with its key is not read. Raises OSError."""
+        self._store, self._key, self._warn, self._mark = store, key, warn, mark
         self.size_bytes = size_bytes
         self._states = bytearray(-(-size_bytes // PART_BYTES))
         self._changed = threading.Condition()
@@ -106,7 +117,7 @@ class PartsFile:
     def _fetch(self, first: int, end: int) -> None:
         at, until = first * PART_BYTES, min(self.size_bytes, end * PART_BYTES)
         try:
-            for piece in self._store.get(self._key, at, until - at):
+            for piece in self._store.get(self._key, at, until - at, mark=self._mark):
                 with storage_errors("write to the cache"):
                     view = memoryview(piece)
                     while view:
@@ -137,13 +148,30 @@ class Parts:
         """End: who reads an image gets errors."""
         self._stack.close()
 
-    def add(self, objects: Sequence[Wanted]) -> dict[Path, NbdAddress]:
-        """Serve objects; return the address of each by its path, where the file has its first part.
+    def add(self, objects: Sequence[Wanted], served: dict[Path, NbdAddress]) -> None:
+        """Serve objects, all of them or none; ``served`` gets the address of each by its path.
 
-        Raises ChainError if one is missing or of another size, StorageError, NoSpaceError.
+        There, the file has its first part. What has the name of an image is whole, or in ``served``: a file gets it
+        last, and what has failed leaves none. Raises ChainError if one is missing or of another size, StorageError,
+        NoSpaceError, what ``check`` raises.
         """
-        with ThreadPoolExecutor(max_workers=_PARALLEL) as pool:
-            return dict(pool.map(self._add, objects))
+        paths = [each.path for each in objects if each.path is not None]
+        named: list[Path] = []
+        try:
+            with ThreadPoolExecutor(max_workers=_PARALLEL) as pool:
+                served.update(pool.map(self._add, objects))
+            for path in paths:
+                with storage_errors(f"write {path}"):
+                    _unfinished(path).rename(path)
+                named.append(path)
+        except BaseException:
+            for path in (*named, *map(_unfinished, paths)):
+                with suppress(OSError):
+                    path.unlink()
+            for path in paths:
+                if path not in named or not path.exists():
+                    served.pop(path, None)
+            raise
 
     @property
     def fetched_bytes(self) -> int:
@@ -153,12 +181,13 @@ class Parts:
     def _add(self, each: Wanted) -> tuple[Path, NbdAddress]:
         assert each.path is not None
         self._check()
-        there = self._store.size(each.key)
-        if there != each.record.size_bytes:
-            how = "is missing" if there is None else f"has {there} bytes instead of {each.record.size_bytes}"
+        size_bytes, there = each.record.size_bytes, self._store.look(each.key)
+        if there is None or there.size_bytes != size_bytes:
+            how = "is missing" if there is None else f"has {there.size_bytes} bytes instead of {size_bytes}"
             raise ChainError(f"{each.key} {how} at {self._store.name}.")
         with storage_errors(f"write {each.path}"):
-            made = PartsFile(self._store, each.key, each.path, each.record.size_bytes, self._warn)
+            path = _unfinished(each.path)
+            made = PartsFile(self._store, each.key, path, size_bytes, self._warn, mark=there.mark)
             made.bring(0, 1)
         self._files[each.key] = made
         return each.path, NbdAddress(each.key, path=self._socket)
@@ -168,3 +197,7 @@ class Parts:
         if text not in self._warned:
             self._warned.add(text)
             self._reporter.warning(text)
+
+
+def _unfinished(path: Path) -> Path:
+    return path.with_name(path.name + _UNFINISHED)

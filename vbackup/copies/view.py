@@ -33,7 +33,7 @@ from vbackup.files import make_private, storage_errors
 from vbackup.images import scratch
 from vbackup.model import Backup, HostIdentity
 from vbackup.report import Reporter
-from vbackup.repository import choice
+from vbackup.repository import choice, readers
 from vbackup.repository.choice import Wanted as WantedPoint
 from vbackup.repository.history import Link
 from vbackup.repository.repository import COPIES, MARKER, VERSION, Repository
@@ -41,6 +41,8 @@ from vbackup.stop import Stop
 from vbackup.stores.sealed import Keys
 from vbackup.stores.store import Store
 
+#: Descriptors of an image that is served.
+_FILES = 3
 _MANIFESTS, _RUN = "manifests", "run-"
 _NO_KEYS = Keys()
 
@@ -68,8 +70,9 @@ class View:
         StorageError, NoSpaceError, InterruptedBySignalError.
         """
         self.repository.has_images = False  # or what is not brought yet would count as missing
-        for path in self.repository.served:  # of which ``show`` has brought a part
-            path.unlink(missing_ok=True)
+        with storage_errors(f"write to {self.repository.path}"):
+            for path in self.repository.served:  # of which ``show`` has brought a part
+                path.unlink(missing_ok=True)
         self.repository.served.clear()
         catalogue = self.repository.catalogue(uuid)
         chosen = choice.choose(catalogue, wanted)
@@ -90,13 +93,17 @@ class View:
         catalogue = self.repository.catalogue(uuid)
         chosen = choice.choose(catalogue, wanted)
         links = [link for dev, backup in chosen.disks.items() for link in catalogue.history.links(backup.id, dev)]
+        # Of each image that is served, a file, a connection of QEMU's and the lock of its backup are open.
+        readers.allow_files(_FILES * (len(links) + len(self.repository.served)))
         images = [each for each in dict.fromkeys(self._image(uuid, link)[0] for link in links) if not _is_there(each)]
         small = [each for each in images if each.record.size_bytes <= parts.SMALL_BYTES]
         download.fetch(small, self.means())
-        place = self.stack.enter_context(scratch.directory(scratch.place_of_sockets()))
-        served = Parts(self.target.store, place, reporter=self.reporter, check=self.stop.check)
-        self.stack.callback(served.close)
-        self.repository.served.update(served.add([each for each in images if each not in small]))
+        with ExitStack() as made:
+            place = made.enter_context(scratch.directory(scratch.place_of_sockets()))
+            served = Parts(self.target.store, place, reporter=self.reporter, check=self.stop.check)
+            made.callback(served.close)
+            served.add([each for each in images if each not in small], self.repository.served)
+            self.stack.enter_context(made.pop_all())
         self.repository.has_images = True
         return served
 

@@ -82,9 +82,14 @@ def flatten(
     ``layers`` has the oldest first; none is smaller than an older one. ``salvage``: what cannot be read of them becomes
     zeros, for a caller that checks the output; what a newer layer covers does no harm then. What a block device has
     behind the end of the disk stays. ``progress`` is called with the percentage. Raises NoSpaceError, StorageError,
-    UnsuitableError if a long chain needs a storage daemon that is not installed, InterruptedBySignalError.
+    also if only a part of a layer is here, UnsuitableError if a long chain needs a storage daemon that is not
+    installed, InterruptedBySignalError.
     """
-    assert all(layer.address is None for layer in layers), "a file that is only a part would be read as zeros"
+    for layer in layers:
+        if layer.address is not None:  # the rest of the file would be read as zeros
+            raise StorageError(
+                f"Cannot write {output}: of {layer.path}, only a part was fetched. Fetch it whole first."
+            )
     share = 100 / len(layers)
     oldest, newer = layers[:CONVERT_LAYERS], layers[CONVERT_LAYERS:]
 

@@ -12,6 +12,7 @@ import errno
 import hashlib
 import os
 import re
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -27,17 +28,19 @@ from vbackup.errors import StorageError, StoreUnreachableError
 from vbackup.stores.store import (
     PIECE_BYTES,
     Deletion,
+    Seen,
     Source,
     StoredObject,
     is_key,
     refuse_key,
     refuse_prefix,
+    refuse_replaced,
     refuse_too_many,
     wrong_size,
 )
 
 if TYPE_CHECKING:
-    from obstore import GetOptions, GetResult
+    from obstore import GetOptions, GetResult, ObjectMeta
     from obstore.store import AzureStore, ClientConfig, GCSStore, RetryConfig, S3Store
 
 #: How long obstore repeats a request, how long a server may be silent.
@@ -46,10 +49,12 @@ RETRY_S, SILENCE_S, CONNECT_S = 120, 60, 10
 _READ_BYTES = 64 * 1024 * 1024
 #: Larger objects are stored in parts, under another name first.
 _WHOLE_BYTES = 8 * 1024 * 1024
-#: Azure takes 50,000 parts, Google 10,000.
-_MAX_PARTS = 10_000
+#: Parts of an object: of Google, and of Azure.
+MAX_PARTS, AZURE_MAX_PARTS = 10_000, 50_000
 #: Parts of one object under way at a time: fewer of large ones, which all are in memory.
 _PARALLEL_PARTS, _MEMORY_BYTES = 12, 96 * 1024 * 1024
+#: Parts in memory of all objects that this process sends; a part that is larger is sent alone.
+_ALL_MEMORY_BYTES = 256 * 1024 * 1024
 _PAUSE_S = 0.2
 #: How long a server may take to copy an object within a bucket.
 COPY_S = 600.0
@@ -59,8 +64,9 @@ ABANDONED = timedelta(days=1)
 #: Names of the metadata of an object: its SHA-256, and what tells one upload from another. No hyphens: Azure.
 SHA256, _UPLOAD = "sha256", "vbackupupload"
 _NONCE = re.compile(r"[0-9a-f]{32}")
-#: A signature in a URL, which is as good as a key.
-_QUERY = re.compile(r"(https?://[^\s?\"')]*)\?[^\s\"')]*")
+#: A signature, which is as good as a key: the query of a URL, of what should have been one, or without either.
+_QUERY = re.compile(r"\?[^\s\"')]+")
+_SIGNATURE = re.compile(r"(?i)\b(sig|signature|x-amz-signature|x-goog-signature)(=|%3d)[^\s\"')&]*")
 _FAULT = re.compile(r"<Code>([^<]*)</Code>\s*<Message>([^<]*)</Message>")
 _NO_BUCKET = ("NoSuchBucket", "ContainerNotFound")
 _STATUS = re.compile(r"non-2xx status code: ([0-9]+)")
@@ -88,16 +94,51 @@ def retry_options(retry_s: float = RETRY_S) -> RetryConfig:
     }
 
 
+class _Memory:
+    """Room in memory that several threads share, in the order in which they ask."""
+
+    def __init__(self) -> None:
+        self._turn = threading.Lock()
+        self._changed = threading.Condition()
+        self._used_bytes = 0
+
+    @contextmanager
+    def parts(self, part_bytes: int) -> Iterator[int]:
+        """Yield how many parts of this size may be in memory during the block; wait until it is at least one."""
+        with self._turn, self._changed:
+            # One that is larger than all there is waits until nothing is used.
+            self._changed.wait_for(lambda: self._used_bytes + part_bytes <= _ALL_MEMORY_BYTES or not self._used_bytes)
+            room_bytes = min(_MEMORY_BYTES, _ALL_MEMORY_BYTES - self._used_bytes)
+            count = max(1, min(_PARALLEL_PARTS, room_bytes // part_bytes))
+            self._used_bytes += count * part_bytes
+        try:
+            yield count
+        finally:
+            with self._changed:
+                self._used_bytes -= count * part_bytes
+                self._changed.notify_all()
+
+
+_memory = _Memory()
+
+
 class CloudStore:
-    """A prefix in a bucket or container."""
+    """A prefix in a bucket or container. ``max_parts``: how many the server takes of an object."""
 
     def __init__(
-        self, name: str, objects: AzureStore | GCSStore | S3Store, prefix: str, *, retry_s: float = RETRY_S
+        self,
+        name: str,
+        objects: AzureStore | GCSStore | S3Store,
+        prefix: str,
+        *,
+        retry_s: float = RETRY_S,
+        max_parts: int = MAX_PARTS,
     ) -> None:
         self._name = name
         self._objects = objects
         self._prefix = f"{prefix}/" if prefix else ""
         self._retry_s = retry_s
+        self._max_parts = max_parts
         self._is_tidy = False
 
     @property
@@ -126,16 +167,17 @@ class CloudStore:
             incoming = f"{self._prefix}{_INCOMING}/{nonce}"
             keeps_incoming = False
             try:
-                part_bytes = max(_WHOLE_BYTES, -(-size_bytes // _MAX_PARTS))
-                obstore.put(
-                    self._objects,
-                    incoming,
-                    _pieces(source, key, size_bytes),
-                    use_multipart=True,
-                    chunk_size=part_bytes,
-                    max_concurrency=max(1, min(_PARALLEL_PARTS, _MEMORY_BYTES // part_bytes)),
-                    attributes={_UPLOAD: nonce},
-                )
+                part_bytes = max(_WHOLE_BYTES, -(-size_bytes // self._max_parts))
+                with _memory.parts(part_bytes) as count:
+                    obstore.put(
+                        self._objects,
+                        incoming,
+                        _pieces(source, key, size_bytes),
+                        use_multipart=True,
+                        chunk_size=part_bytes,
+                        max_concurrency=count,
+                        attributes={_UPLOAD: nonce},
+                    )
                 self._tidy(incoming)
                 if not self._create(path, nonce, lambda: obstore.copy(self._objects, incoming, path, overwrite=False)):
                     return False
@@ -193,13 +235,14 @@ class CloudStore:
                 if is_ours and path != own and own in found and modified < found[own] - ABANDONED:
                     obstore.delete(self._objects, path)
 
-    def get(self, key: str, offset: int = 0, length: int | None = None) -> Iterator[bytes]:
+    def get(self, key: str, offset: int = 0, length: int | None = None, *, mark: str | None = None) -> Iterator[bytes]:
         """As Store. A small object that is read as a whole is compared with its digest."""
         path = self._path_of(key)
         with self._errors(f"read {key}"):
             first = self._first(key, offset, length)
             if first is None:
                 return
+            refuse_replaced(self._name, key, mark, _mark(first.meta))
             size_bytes = first.meta["size"]
             end = size_bytes if length is None else min(size_bytes, offset + length)
             wanted = first.attributes.get(SHA256) if (offset, end) == (0, size_bytes) else None
@@ -241,9 +284,15 @@ class CloudStore:
 
     def size(self, key: str) -> int | None:
         """As Store."""
+        found = self.look(key)
+        return None if found is None else found.size_bytes
+
+    def look(self, key: str) -> Seen | None:
+        """As Store."""
         with self._errors(f"look for {key}"):
             try:
-                return obstore.head(self._objects, self._path_of(key))["size"]
+                found = obstore.head(self._objects, self._path_of(key))
+                return Seen(found["size"], _mark(found))
             except FileNotFoundError as err:
                 if "NoSuchBucket" not in str(err):
                     return None
@@ -314,7 +363,7 @@ class CloudStore:
         try:
             yield
         except (BaseError, ValueError) as err:
-            text = _QUERY.sub(r"\1?...", str(err))
+            text = without_secrets(str(err))
             cause = CloudFault(text)
             fault, status = _FAULT.search(text), _STATUS.search(text)
             if fault is not None and fault.group(1) in _NO_BUCKET:
@@ -334,12 +383,21 @@ class CloudFault(Exception):  # noqa: N818 - nobody catches it
     """What obstore says, without what is secret in it: the cause of an error, which a log may show."""
 
 
+def without_secrets(text: str) -> str:
+    """Return what obstore says without signatures, and without queries of URLs, which can have one."""
+    return _SIGNATURE.sub(r"\1=...", _QUERY.sub("?...", text))
+
+
 def _is_unreachable(text: str) -> bool:
     return any(sign in text for sign in _UNREACHABLE)
 
 
 def _missing(name: str, key: str) -> FileNotFoundError:
     return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), f"{name}/{key}")
+
+
+def _mark(found: ObjectMeta) -> str:
+    return f"{found['size']} {found['e_tag'] or found['last_modified'].isoformat()}"
 
 
 def _range(start: int, end: int) -> GetOptions:

@@ -11,6 +11,7 @@ import os
 import posixpath
 import re
 import stat
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -19,16 +20,18 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from urllib.parse import unquote, urlsplit
 
-from vbackup.errors import NoSpaceError, StorageError, UsageError
+from vbackup.errors import NoSpaceError, StorageError, StoreUnreachableError, UsageError
 from vbackup.stores.sftp import Attributes, Fault, Sftp, SftpError
 from vbackup.stores.store import (
     MAX_DEPTH,
     PIECE_BYTES,
     Deletion,
+    Seen,
     Source,
     StoredObject,
     refuse_key,
     refuse_prefix,
+    refuse_replaced,
     wrong_size,
 )
 
@@ -37,6 +40,8 @@ _INCOMING = ".incoming"
 _ABANDONED_S = 24 * 3600
 #: With less room than this, a write that failed without a reason failed for want of room.
 _FULL_BYTES = 4 * 1024 * 1024
+#: Pause between two attempts to connect again.
+_PAUSE_S = 5.0
 #: A host that is silent for 45 s is gone, and none is waited for longer than 20 s.
 _OPTIONS = (
     "BatchMode=yes",
@@ -91,7 +96,10 @@ def place(url: str) -> Place:
 
 
 class SshStore:
-    """A directory on another host, which exists."""
+    """A directory on another host, which exists.
+
+    A read that finds the connection lost connects again, once; what writes fails, and is run again as a whole.
+    """
 
     def __init__(
         self,
@@ -110,7 +118,12 @@ class SshStore:
         """
         self._place = place(url)
         self._name = url.rstrip("/")
-        self._sftp = Sftp(command(self._place), self._place.host)
+        self._argv = command(self._place)
+        self._sftp = Sftp(self._argv, self._place.host)
+        self._connecting = threading.Lock()  #: to connect again
+        self._next_s = 0.0  #: when that may be tried, by the clock that never goes back
+        self._changing = threading.Lock()  #: ``_sftp`` and ``_is_closed``
+        self._is_closed = False
         self._is_tidy = False
         self._is_there = True
         try:
@@ -153,22 +166,54 @@ class SshStore:
                 with suppress(SftpError, StorageError):
                     self._sftp.remove(temporary)
 
-    def get(self, key: str, offset: int = 0, length: int | None = None) -> Iterator[bytes]:
+    def get(self, key: str, offset: int = 0, length: int | None = None, *, mark: str | None = None) -> Iterator[bytes]:
         """As Store."""
         path = self._path_of(key)
+        done_bytes = 0
+
+        def check(found: Attributes) -> None:
+            nonlocal mark
+            refuse_replaced(self._name, key, mark, _mark(found))
+            mark = _mark(found)
+
         with self._errors(f"read {key}"):
-            try:
-                yield from self._sftp.read(path, offset, length)
-            except SftpError as err:
-                if err.fault == Fault.MISSING:
-                    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), f"{self._name}/{key}") from None
-                raise
+            for has_failed in (False, True):
+                sftp = self._sftp
+                try:
+                    left_bytes = None if length is None else length - done_bytes
+                    for piece in sftp.read(path, offset + done_bytes, left_bytes, check=check):
+                        done_bytes += len(piece)
+                        yield piece
+                    return
+                except StoreUnreachableError as err:
+                    if has_failed:
+                        raise
+                    self._connect_again(sftp, err)
+                except SftpError as err:
+                    if err.fault == Fault.MISSING:
+                        raise FileNotFoundError(
+                            errno.ENOENT, os.strerror(errno.ENOENT), f"{self._name}/{key}"
+                        ) from None
+                    raise
 
     def size(self, key: str) -> int | None:
         """As Store."""
+        found = self.look(key)
+        return None if found is None else found.size_bytes
+
+    def look(self, key: str) -> Seen | None:
+        """As Store."""
+        path = self._path_of(key)
         with self._errors(f"look for {key}"):
-            found = self._sftp.status(self._path_of(key))
-        return found.size_bytes if found is not None and _is(found, stat.S_IFREG) else None
+            sftp = self._sftp
+            try:
+                found = sftp.status(path)
+            except StoreUnreachableError as err:
+                self._connect_again(sftp, err)
+                found = self._sftp.status(path)
+        if found is None or found.size_bytes is None or not _is(found, stat.S_IFREG):
+            return None
+        return Seen(found.size_bytes, _mark(found))
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
         """As Store."""
@@ -204,7 +249,31 @@ class SshStore:
 
     def close(self) -> None:
         """As Store."""
-        self._sftp.close()
+        with self._changing:
+            self._is_closed = True
+            sftp = self._sftp
+        sftp.close()
+
+    def _connect_again(self, lost: Sftp, error: StoreUnreachableError) -> None:
+        """Replace a connection that was lost, unless another thread has.
+
+        Raises ``error`` if that was tried a moment ago, or the store is closed; StoreUnreachableError.
+        """
+        with self._connecting:
+            if self._sftp is not lost:
+                return
+            if self._is_closed or time.monotonic() < self._next_s:
+                raise error
+            try:
+                made = Sftp(self._argv, self._place.host)
+            finally:
+                self._next_s = time.monotonic() + _PAUSE_S
+            with self._changing:
+                if not self._is_closed:
+                    self._sftp, made = made, lost
+            made.close()
+        if self._sftp is lost:
+            raise error
 
     def _path_of(self, key: str) -> str:
         refuse_key(key)
@@ -291,6 +360,10 @@ class SshStore:
                 if room_bytes is not None and room_bytes < _FULL_BYTES:
                     raise NoSpaceError(f"Cannot {what} in {self._name}: its filesystem is full.") from err
             raise StorageError(f"Cannot {what} in {self._name}: the SFTP server says {str(err).rstrip('.')}.") from err
+
+
+def _mark(attributes: Attributes) -> str:
+    return f"{attributes.size_bytes} {attributes.modified}"
 
 
 def _is(attributes: Attributes, kind: int) -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta
 from pathlib import Path
 from threading import Barrier
 
@@ -16,6 +18,7 @@ from vbackup.copies.download import Wanted
 from vbackup.copies.parts import Parts, PartsFile
 from vbackup.copies.point import ObjectRecord
 from vbackup.errors import ChainError, InterruptedBySignalError, StorageError
+from vbackup.qemu.nbd_address import NbdAddress
 
 PART = 1000
 DATA = os.urandom(20 * PART + 17)
@@ -28,10 +31,10 @@ class Store(FakeStore):
         super().__init__(objects={"a": (DATA, NOON)})
         self.ranges: list[tuple[int, int]] = []
 
-    def get(self, key: str, offset: int = 0, length: int | None = None):  # type: ignore[no-untyped-def]
+    def get(self, key: str, offset: int = 0, length: int | None = None, *, mark: str | None = None):  # type: ignore[no-untyped-def]
         assert length is not None
         self.ranges.append((offset, length))
-        return super().get(key, offset, length)
+        return super().get(key, offset, length, mark=mark)
 
 
 @pytest.fixture(autouse=True)
@@ -111,7 +114,9 @@ def test_first_part_is_there_from_the_start(store: Store, tmp_path: Path) -> Non
     served = Parts(store, tmp_path, reporter=Recorder())
     try:
         record = ObjectRecord(len(DATA), "sha256:" + "0" * 64)
-        [(path, address)] = served.add([Wanted("a", record, "vda", tmp_path / "image")]).items()
+        addresses: dict[Path, NbdAddress] = {}
+        served.add([Wanted("a", record, "vda", tmp_path / "image")], addresses)
+        [(path, address)] = addresses.items()
         assert (path, address.path, address.export) == (tmp_path / "image", tmp_path / "nbd", "a")
         assert path.read_bytes() == DATA[:PART] + bytes(len(DATA) - PART)
         assert served.fetched_bytes == PART
@@ -125,7 +130,7 @@ def test_object_of_another_size_is_refused(store: Store, tmp_path: Path, key: st
     served = Parts(store, tmp_path, reporter=Recorder())
     try:
         with pytest.raises(ChainError, match=f"{key} {words}"):
-            served.add([Wanted(key, ObjectRecord(7, "sha256:" + "0" * 64), "vda", tmp_path / "image")])
+            served.add([Wanted(key, ObjectRecord(7, "sha256:" + "0" * 64), "vda", tmp_path / "image")], {})
     finally:
         served.close()
 
@@ -137,7 +142,51 @@ def test_stop_ends_it_before_anything_is_fetched(store: Store, tmp_path: Path) -
     served = Parts(store, tmp_path, reporter=Recorder(), check=check)
     try:
         with pytest.raises(InterruptedBySignalError):
-            served.add([Wanted("a", ObjectRecord(len(DATA), "sha256:" + "0" * 64), "vda", tmp_path / "image")])
+            served.add([Wanted("a", ObjectRecord(len(DATA), "sha256:" + "0" * 64), "vda", tmp_path / "image")], {})
     finally:
         served.close()
     assert store.ranges == []
+
+
+def test_failure_leaves_no_file_that_looks_whole(store: Store, tmp_path: Path) -> None:
+    """Of several images, one comes and another does not, in a thread or when the files get their names."""
+    record, addresses = ObjectRecord(len(DATA), "sha256:" + "0" * 64), {tmp_path / "other": NbdAddress("other")}
+    images = [Wanted("a", record, "vda", tmp_path / "a"), Wanted("b", record, "vdb", tmp_path / "b")]
+    served = Parts(store, tmp_path, reporter=Recorder())
+    try:
+        with pytest.raises(ChainError, match="b is missing"):
+            served.add(images, addresses)
+        store.objects["b"] = (DATA, NOON)
+        (tmp_path / "b").mkdir()
+        with pytest.raises(StorageError, match=r"write .*/b"):
+            served.add(images, addresses)
+        (tmp_path / "b").rmdir()
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["nbd"]
+        assert list(addresses) == [tmp_path / "other"]
+        served.add(images, addresses)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "nbd"]
+        assert len(addresses) == 3
+    finally:
+        served.close()
+
+
+@pytest.mark.parametrize(
+    "replaced", [(DATA[::-1], NOON + timedelta(days=1)), (DATA + b"x", NOON)], ids=["same size", "another size"]
+)
+def test_parts_of_two_objects_are_never_mixed(store: Store, tmp_path: Path, replaced: tuple[bytes, datetime]) -> None:
+    """A point was removed and copied again while it is read; what was fetched before stays what it was."""
+    recorder = Recorder()
+    served = Parts(store, tmp_path, reporter=recorder)
+    try:
+        record = ObjectRecord(len(DATA), "sha256:" + "0" * 64)
+        served.add([Wanted("a", record, "vda", tmp_path / "image")], {})
+        file = served._files["a"]
+        store.objects["a"] = replaced
+        assert file.read(0, PART) == DATA[:PART]
+        for _ in range(2):
+            with pytest.raises(OSError, match="another object than when reading began") as raised:
+                file.read(5 * PART, 10)
+            assert raised.value.errno == errno.EIO
+        assert ["another object" in text for text in recorder.warnings] == [True]
+    finally:
+        served.close()
