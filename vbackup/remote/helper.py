@@ -57,6 +57,8 @@ LATE_FREEZE_S = 45.0
 JOBS_S = 30.0
 #: How long to wait for the helper of an earlier backup of the domain, which is still cleaning up.
 BUSY_S = 60.0
+#: How long to wait for the lock on the marks, which nobody has for long: a guest must not wait for one who is stopped.
+MARKS_S = 3.0
 #: How long QEMU may take to end its exports, and to drop a client that has connected and not asked for one (it gives
 #: that 10 s).
 EXPORTS_S, CLIENTS_S = 10.0, 15.0
@@ -306,6 +308,7 @@ class Helper:
         for fd in (self._wake_r, self._wake_w, 1):
             os.set_blocking(fd, False)
         self._lock = threading.Lock()
+        self._marks_lock = threading.Lock()  #: its owner can wait for other processes; the main thread must not
         self._guards = {}  # type: dict[str, Guard]
         self._passed = {}  # type: dict[str, set[str]]
         self._freezes = {}  # type: dict[str, Freeze]
@@ -804,7 +807,7 @@ class Helper:
         path = os.path.join(MARKS, uuid)
         until = time.monotonic() + BUSY_S
         while True:
-            with self._lock, _locked_marks():
+            with self._holding_marks():
                 if uuid in self._marks:
                     return {"is_set": False, "other": None, "session": None}
                 other = _living_mark(path)
@@ -822,7 +825,7 @@ class Helper:
     def do_unmark(self, uuid: str) -> None:
         """The domain may be started, unless others have marked it since."""
         path = os.path.join(MARKS, uuid)
-        with self._lock, _locked_marks():
+        with self._holding_marks():
             if _same(_read_mark(path), self._marks.pop(uuid, None)):
                 os.unlink(path)
 
@@ -830,11 +833,23 @@ class Helper:
         """Let others wait for the domains that are marked: what has their disks open is about to end."""
         if not self._marks:
             return
-        with self._lock, _locked_marks():
+        with self._holding_marks():
             for uuid, mark in self._marks.items():
                 path = os.path.join(MARKS, uuid)
                 if _same(_read_mark(path), mark):
                     _write_mark(path, dict(mark, **{ENDING: True}))
+
+    @contextlib.contextmanager
+    def _holding_marks(self) -> "Iterator[None]":
+        """Keep other threads and other processes from the marks. Raises OSError if one has them for too long."""
+        until = time.monotonic() + MARKS_S
+        if not self._marks_lock.acquire(timeout=MARKS_S):
+            raise _kept_locked()
+        try:
+            with _locked_marks(until):
+                yield
+        finally:
+            self._marks_lock.release()
 
     def do_identity(self, pid: int) -> "dict[str, Any]":
         """Return what tells a process from others that get its number."""
@@ -889,8 +904,8 @@ class Helper:
             guard.close_sockets(sorted(self._passed.get(uuid, ())))
         for program in list(self._programs.values()):
             program.end()
-        for uuid in list(self._marks):
-            with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # they end with this process
+            for uuid in list(self._marks):
                 self.do_unmark(uuid)
         self._remove_stages()
         if self._directory is not None:
@@ -1073,17 +1088,32 @@ def _run(argv: "list[str]", stdin: bytes, timeout_s: float, fds: "tuple[int, ...
 
 
 @contextlib.contextmanager
-def _locked_marks() -> "Iterator[None]":
-    """Make the directory of the marks if it is missing, and lock it."""
+def _locked_marks(until: float) -> "Iterator[None]":
+    """Make the directory of the marks if it is missing, and lock it. Raises OSError if that is not done in time."""
     for path in (os.path.dirname(MARKS), MARKS):
         with contextlib.suppress(FileExistsError):
             os.mkdir(path, 0o700)
     fd = os.open(MARKS, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
+        while not _try_lock(fd):
+            if time.monotonic() >= until:
+                raise _kept_locked()
+            time.sleep(0.02)
         yield
     finally:
         os.close(fd)
+
+
+def _try_lock(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _kept_locked() -> OSError:
+    return OSError(errno.ETIMEDOUT, "another process keeps it locked", MARKS)
 
 
 def _write_mark(path: str, mark: "dict[str, Any]") -> None:
@@ -1148,14 +1178,12 @@ def _claim(uuid: str) -> int:
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     until = time.monotonic() + BUSY_S
     while True:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if _try_lock(fd):
             return fd
-        except BlockingIOError:
-            if time.monotonic() >= until:
-                os.close(fd)
-                raise RefusedError("another backup or session of the domain is being made, or cleaned up") from None
-            time.sleep(0.1)
+        if time.monotonic() >= until:
+            os.close(fd)
+            raise RefusedError("another backup or session of the domain is being made, or cleaned up")
+        time.sleep(0.1)
 
 
 def _runtime_directory() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import base64
+import fcntl
 import json
 import os
 import socket
@@ -394,6 +395,31 @@ def test_mark_that_a_domain_has_to_stay_off(
     other.close()
     assert not path.exists()
     one.close()
+
+
+def test_lock_on_the_marks_that_another_process_keeps_delays_no_end(
+    virsh: Virsh, impatient: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = connection.source()
+    for old, new in (
+        ('MARKS = "/run/vbackup/offline"', f'MARKS = "{tmp_path}/run/offline"'),
+        ("MARKS_S = 3.0", "MARKS_S = 0.2"),
+    ):
+        source = source.replace(old, new)
+    monkeypatch.setattr(connection, "source", lambda: source)
+    helper = begin(["sh", "-c", command.bootstrap()])
+    helper.call("mark", what="mark", uuid=UUID, work="backup")
+    pid = helper.call("start", what="start", argv=["sleep", "600"], cwd="/", listen="")
+    fd = os.open(tmp_path / "run" / "offline", os.O_RDONLY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        with pytest.raises(RemoteError, match="offline: another process keeps it locked"):
+            helper.call("mark", what="mark", uuid=UUID.replace("c", "d"), work="backup", timeout_s=5)
+        helper.close()
+        assert helper._process.returncode == 0  # it was not killed after END_S
+        assert Process.of(pid) is None
+    finally:
+        os.close(fd)
 
 
 def test_mark_of_a_session_counts_as_long_as_its_daemon_lives(
