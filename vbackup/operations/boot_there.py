@@ -72,7 +72,7 @@ class There:
                 link.release_copy(uuid)
         finally:
             with suppress(LinkLostError, RemoteError):  # it goes with the link
-                link.run(["rm", "-rf", "--", directory])
+                link.unstage(directory)
 
 
 @dataclass

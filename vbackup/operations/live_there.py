@@ -138,7 +138,7 @@ class There:
         link.publish([(os.fspath(source), os.fspath(target)) for source, target in moves])
         self._tpm = tpm
         with suppress(RemoteError):  # or it goes with the link
-            link.run(["rm", "-r", "--", os.fspath(stage)])
+            link.unstage(os.fspath(stage))
 
     def machine(self, prepared: Prepared, machine: Sequence[Placed]) -> tuple[Placed, ...]:
         """They were written there."""

@@ -306,7 +306,7 @@ def remove_stage(stage: Path, link: Link) -> None:
     The helper removes it at the end of the link. Never fails.
     """
     with suppress(LinkLostError, RemoteError):
-        link.run(["rm", "-rf", "--", os.fspath(stage)])
+        link.unstage(os.fspath(stage))
 
 
 def add_checkpoint(

@@ -21,6 +21,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import select
 import shutil
 import signal
@@ -66,8 +67,11 @@ EXPORTS_S, CLIENTS_S = 10.0, 15.0
 LISTENING, CONNECTED = "01", "03"
 #: Where libvirt's hook script, if it is installed, looks whether a domain has to stay off (vbackup.hooks.marks).
 MARKS = "/run/vbackup/offline"
-#: What the names of directories for sockets begin with; the pid and the start time of the helper follow.
+#: What the names of directories for sockets begin with; the pid and the start time of the helper follow, and the boot.
 HELPER = "helper"
+#: What tempfile.mkdtemp calls a directory for what is not complete, and the file in it that its helper has locked: the
+#: same as those of a restore on the host itself (vbackup.images.destination), so that either removes what both left.
+STAGE, STAGE_LOCK = re.compile(r"\.vbackup-[a-z0-9_]{8}"), ".vbackup-lock"
 #: The member of a mark whose process is being ended.
 ENDING = "is_ending"
 #: How many clients of an NBD server may wait to be accepted.
@@ -318,7 +322,7 @@ class Helper:
         self._marks = {}  # type: dict[str, dict[str, Any]]
         self._copies = set()  # type: set[str]
         self._directory = None  # type: str | None
-        self._stages = []  # type: list[str]
+        self._stages = {}  # type: dict[str, int | None]
         self._made = []  # type: list[str]
         self._thaws = []  # type: list[threading.Thread]
 
@@ -679,7 +683,8 @@ class Helper:
     def do_stage(self, directory: str) -> str:
         """Return a new directory in ``directory``, which is made if it is missing; it goes with this process.
 
-        What is made can be entered by others, so that QEMU reaches the images in it; nobody can list it.
+        What is made can be entered by others, so that QEMU reaches the images in it; nobody can list it. What dead
+        helpers have left there is removed.
         """
         missing = [directory]
         while not os.path.lexists(missing[-1]):
@@ -688,9 +693,17 @@ class Helper:
             os.mkdir(path, 0o711)
             os.chmod(path, 0o711)  # noqa: S103 - others pass through it, and list nothing
             self._made.append(path)
+        _remove_dead_stages(directory)
         stage = tempfile.mkdtemp(prefix=".vbackup-", dir=directory)
-        self._stages.append(stage)
+        self._stages[stage] = None
+        self._stages[stage] = _locked_stage(stage)
         return stage
+
+    def do_unstage(self, path: str) -> None:
+        """Remove a directory of ``stage`` with its content; what cannot be removed is tried again at the end."""
+        if path not in self._stages:
+            raise OSError(errno.EINVAL, "no directory of this helper", path)
+        self._remove_stage(path)
 
     def do_publish(self, moves: "list[list[str]]") -> None:
         """Give files and directories their names: all or none, the last one last; none of the names may be taken."""
@@ -723,7 +736,7 @@ class Helper:
             if self._directory is None:
                 parent = _runtime_directory()
                 _remove_dead_directories(parent)
-                mine = f"{HELPER}-{os.getpid()}-{_start_time(os.getpid())}-"
+                mine = f"{HELPER}-{os.getpid()}-{_start_time(os.getpid())}-{_short_boot_id()}-"
                 self._directory = tempfile.mkdtemp(prefix=mine, dir=parent)
             return self._directory
 
@@ -919,11 +932,18 @@ class Helper:
                 Qemu(self.uri, uuid).destroy()
 
     def _remove_stages(self) -> None:
-        for stage in self._stages:
-            shutil.rmtree(stage, ignore_errors=True)
+        for stage in list(self._stages):
+            self._remove_stage(stage)
         for path in reversed(self._made):
             with contextlib.suppress(OSError):
                 os.rmdir(path)
+
+    def _remove_stage(self, path: str) -> None:
+        with self._lock:
+            lock, self._stages[path] = self._stages[path], None
+        if lock is not None:
+            os.close(lock)  # servers of NFS and SMB keep the directory of a file that is open
+        shutil.rmtree(path, ignore_errors=True)
 
     def _remove_files(self) -> None:
         for path in self._sockets:
@@ -1158,6 +1178,11 @@ def _boot_id() -> str:
         return file.read().strip()
 
 
+def _short_boot_id() -> str:
+    """Return what is enough to tell boots apart: a pid and a start time can come again after one."""
+    return _boot_id()[:8]
+
+
 def socket_states(path: str) -> "list[str]":
     """Return the states of the unix sockets that were bound at this path: of servers, and of their connections."""
     wanted, found = os.fsencode(path), []
@@ -1220,16 +1245,49 @@ def _remove_dead_directories(parent: str) -> None:
     """Remove the directories for sockets of helpers that were killed, or ended with the machine."""
     with contextlib.suppress(OSError):
         for name in os.listdir(parent):
-            word, _, owner = name.partition("-")
-            pid, _, rest = owner.partition("-")
-            start_ticks = rest.partition("-")[0]
-            if (
-                word == HELPER
-                and pid.isdecimal()
-                and start_ticks.isdecimal()
-                and not _lives(int(pid), int(start_ticks))
-            ):
-                _remove_directory(os.path.join(parent, name))
+            found = re.fullmatch(HELPER + r"-([0-9]+)-([0-9]+)-([0-9a-f]{8})-[a-z0-9_]+", name)
+            if found and not (found.group(3) == _short_boot_id() and _lives(int(found.group(1)), int(found.group(2)))):
+                shutil.rmtree(os.path.join(parent, name), ignore_errors=True)
+
+
+def _locked_stage(stage: str) -> int:
+    """Make the lock of a directory for what is not complete; it counts from the moment that it has content.
+
+    A lock, and not the name of this process: another host may have the directory mounted, which knows only its own.
+    """
+    fd = os.open(os.path.join(stage, STAGE_LOCK), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with contextlib.suppress(OSError):  # a filesystem without locks, on which no directory counts as dead
+        if _try_lock(fd):
+            os.write(fd, b"locked\n")
+    return fd
+
+
+def _remove_dead_stages(directory: str) -> None:
+    """Remove this user's directories for what is not complete whose helper has died, or the machine with it."""
+    try:
+        names = os.listdir(directory)
+    except OSError:  # this user may write to it, and not list it
+        return
+    for name in names:
+        path = os.path.join(directory, name)
+        with contextlib.suppress(OSError):  # another one removes it, or has it locked
+            if STAGE.fullmatch(name) and _is_own_directory(path) and _is_dead(os.path.join(path, STAGE_LOCK)):
+                shutil.rmtree(path)
+
+
+def _is_own_directory(path: str) -> bool:
+    found = os.lstat(path)
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
+
+
+def _is_dead(lock: str) -> bool:
+    """Return True if nobody has the lock, and somebody had it. Raises OSError if there is none."""
+    fd = os.open(lock, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        found = os.fstat(fd)
+        return stat.S_ISREG(found.st_mode) and _try_lock(fd) and found.st_size > 0
+    finally:
+        os.close(fd)
 
 
 def _start_time(pid: int) -> str:

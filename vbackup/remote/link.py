@@ -570,6 +570,10 @@ class Link:
         path: str = self._call("stage", f"write to {directory}", directory=directory)
         return path
 
+    def unstage(self, stage: str) -> None:
+        """Remove a directory of ``stage`` with its content; what is left of it then goes with the link."""
+        self._call("unstage", f"remove {stage}", path=stage)
+
     def publish(self, moves: Sequence[tuple[str, str]]) -> None:
         """Give files and directories there their names: all or none, and the last one last.
 

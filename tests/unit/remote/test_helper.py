@@ -88,6 +88,34 @@ def test_file_that_was_begun_goes_with_the_line(helper: Connection, tmp_path: Pa
     assert list(place.iterdir()) == []
 
 
+def test_unfinished_files_of_a_helper_that_was_killed_are_removed_by_the_next(
+    helper: Connection, tmp_path: Path
+) -> None:
+    images, kept = tmp_path / "images", tmp_path / "kept"
+    for path in (images, kept, images / ".vbackup-aaaaaaaa"):  # the last one is of somebody who has just made it
+        path.mkdir()
+    (kept / ".vbackup-lock").write_text("locked\n")
+    (images / ".vbackup-bbbbbbbb").symlink_to(kept)
+    others = {path.name for path in images.iterdir()}
+    killed = begin(["sh", "-c", command.bootstrap()])
+    dead = Path(killed.call("stage", what="stage", directory=str(images)))
+    (dead / "image").write_bytes(b"x")
+    own = Path(helper.call("stage", what="stage", directory=str(images)))
+    assert {path.name for path in images.iterdir()} == {*others, dead.name, own.name}
+    killed._process.kill()
+    killed.close()
+    assert dead.exists()
+    new = Path(helper.call("stage", what="stage", directory=str(images)))
+    assert {path.name for path in images.iterdir()} == {*others, own.name, new.name}
+    assert list(kept.iterdir()) == [kept / ".vbackup-lock"]
+    helper.call("unstage", what="unstage", path=str(new))
+    assert not new.exists()
+    with pytest.raises(RemoteError, match="no directory of this helper"):
+        helper.call("unstage", what="unstage", path=str(kept))
+    helper.close()
+    assert {path.name for path in images.iterdir()} == others
+
+
 def test_requests_that_are_wrong_do_not_end_it(helper: Connection) -> None:
     with pytest.raises(RemoteError, match="unknown request nonsense"):
         helper.call("nonsense", what="ask")
