@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
-from vbackup.domain import source
+from vbackup.domain import source, tpm
 from vbackup.domain.access import Access
 from vbackup.domain.host import DomainHandle
 from vbackup.domain.image_host import ImagesThere
@@ -204,12 +204,18 @@ class There:
                     one.replacement.adopt(made[one.dev])
 
     def elsewhere(self, backup: str, *, option: str) -> str:
-        """Return how the domain gets new images; undefining it leaves its files as they are."""
+        """Return how the domain gets new images; undefining it leaves its files, but not the state of a TPM.
+
+        (With --keep-tpm, no restore could define the domain again: it would not overwrite that state.)
+        """
         del option  # it names what only a vbackup on that host writes to
         name, uri = domain_argument(self._handle.name), shlex.quote(self._handle.host.real_uri)
+        lost = tpm.lost_by_undefining(self._handle)
+        save = "" if lost is None else f"save a copy of {lost}; then "
         return (
-            f"Run vbackup on that host, or restore to a new directory DIR there: run 'virsh -c {uri} undefine {name}"
-            f" --keep-nvram', and then 'vbackup restore {name} --backup {backup} --define -c {uri} --output DIR'."
+            f"Run vbackup on that host, or restore to a new directory DIR there: {save}run 'virsh -c {uri} undefine"
+            f" {name} --keep-nvram', and then 'vbackup restore {name} --backup {backup} --define -c {uri} --output"
+            " DIR'."
         )
 
     def half_restored(self, devs: Sequence[str], *, command: str, reporter: Reporter) -> None:

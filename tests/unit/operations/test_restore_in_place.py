@@ -20,6 +20,7 @@ from vbackup.repository.repository import Repository
 from vbackup.stop import Stop
 
 DIGEST = "sha256:" + "2" * 64
+TPM_XML = "<domain><devices><tpm model='tpm-crb'><backend type='emulator' version='2.0'/></tpm></devices></domain>"
 
 
 def warnings(*kinds: MachineKind) -> list[str]:
@@ -99,8 +100,15 @@ def test_interrupted_rollback_says_what_works(monkeypatch: pytest.MonkeyPatch) -
 def test_disk_of_another_host_that_gets_no_new_image_can_be_restored_elsewhere_there() -> None:
     uri = "qemu+ssh://root@hv2/system"
     host = SimpleNamespace(real_uri=uri, link=lambda **_: SimpleNamespace(host="root@hv2"))
-    place = There(as_handle(SimpleNamespace(name="web", host=host)), stop=Stop())
-    assert place.elsewhere("ID", option=" --disk=vda=/dev/x") == (
-        f"Run vbackup on that host, or restore to a new directory DIR there: run 'virsh -c {uri} undefine web"
-        f" --keep-nvram', and then 'vbackup restore web --backup ID --define -c {uri} --output DIR'."
+    definitions = iter(("<domain/>", TPM_XML))
+    domain = SimpleNamespace(name="web", uuid=UUID, host=host, definition_xml=lambda: next(definitions))
+    host.is_local = False
+    place = There(as_handle(domain), stop=Stop())
+    there = "Run vbackup on that host, or restore to a new directory DIR there: "
+    commands = (
+        f"run 'virsh -c {uri} undefine web --keep-nvram', and then 'vbackup restore web --backup ID --define -c {uri}"
+        " --output DIR'."
     )
+    assert place.elsewhere("ID", option=" --disk=vda=/dev/x") == there + commands
+    state = f"/var/lib/libvirt/swtpm/{UUID}/tpm2, the state of its emulated TPM, which undefining deletes"
+    assert place.elsewhere("ID", option="") == f"{there}save a copy of {state}; then {commands}"
