@@ -220,13 +220,14 @@ class There:
 
     def half_restored(self, devs: Sequence[str], *, command: str, reporter: Reporter) -> None:
         """Write the record there. A user who may not, such as one who is not root, goes without, as on this host."""
-        del reporter
         text = half_restored.text(devs, domain=self._handle.name, command=command, earlier=self._earlier())
         try:
             self._link.run(["mkdir", "-p", "-m", "0700", os.fspath(half_restored.DIRECTORY)])
             self._link.write_file(self._record, [text.encode()])
         except RemoteError as err:
-            log.debug("%s", err)
+            restore_there.warn_of_record(
+                err, self._record, domain=self._handle.name, link=self._link, reporter=reporter
+            )
 
     def whole(self, devs: Collection[str]) -> None:
         """Take the disks out of the record there. Raises LinkLostError."""

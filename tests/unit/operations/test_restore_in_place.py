@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from tests.unit.builders import UUID, Recorder, backup, commit
-from vbackup.errors import DomainNotFoundError, StorageDaemonGoneError
+from vbackup.errors import DomainNotFoundError, RemoteError, StorageDaemonGoneError
 from vbackup.model import MachineFile, MachineKind
 from vbackup.operations import restore_in_place, rollback
 from vbackup.operations.in_place_there import There
@@ -95,6 +96,28 @@ def test_interrupted_rollback_says_what_works(monkeypatch: pytest.MonkeyPatch) -
     gone = StorageDaemonGoneError("was killed", "")
     said = rolled_back(gone, monkeypatch)
     assert said.endswith("Do not start domain web; run the same command again, which restores them in full.")
+
+
+@pytest.mark.parametrize(
+    ("uid", "number", "warns"),
+    [(0, errno.ENOSPC, True), (0, 0, True), (0, errno.EACCES, False), (1000, errno.EROFS, False)],
+)
+def test_record_that_cannot_be_written_on_another_host_is_a_warning_as_on_this_one(
+    uid: int, number: int, warns: bool
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RemoteError("root@hv2", "write it", "No space left", errno=number)
+
+    link = SimpleNamespace(host="root@hv2", hello={"uid": uid}, run=fail, read_file=fail)
+    host = SimpleNamespace(real_uri="qemu+ssh://root@hv2/system", link=lambda **_: link)
+    recorder = Recorder()
+    place = There(as_handle(SimpleNamespace(name="web", uuid=UUID, host=host)), stop=Stop())
+    place.half_restored(["vda"], command="vbackup restore", reporter=recorder)
+    said = (
+        f"/var/lib/vbackup/half-restored/{UUID} on root@hv2 cannot be written (No space left): if the restore is"
+        " interrupted, libvirt's hook script will not keep domain web from starting."
+    )
+    assert recorder.warnings == ([said] if warns else [])
 
 
 def test_disk_of_another_host_that_gets_no_new_image_can_be_restored_elsewhere_there() -> None:
