@@ -85,7 +85,7 @@ def test_refusals_before_the_helper_runs(hypervisor: Hypervisor) -> None:
             linked(hypervisor.uri).__enter__()
         other = (hypervisor.hosts.directory / "other.pub").read_text().split()[:2]
         known.write_text(f"{hypervisor.name} {' '.join(other)}\n{hypervisor.ipv4} {' '.join(other)}\n")
-        with pytest.raises(SshError, match=r"Host key for .* has changed"):
+        with pytest.raises(SshError, match=r"the host key of .* is not the ED25519 key that ssh knows"):
             linked(hypervisor.uri).__enter__()
     finally:
         known.write_text(before)

@@ -75,7 +75,6 @@ ELSEWHERE = {
     "operations.failover": "end_to_end/test_standby.py",
     "operations.failover_test": "end_to_end/test_standby.py",
     "operations.failback": "end_to_end/test_standby.py",
-    "operations.boot_there": "end_to_end/test_standby.py",
     "operations.linked_standby": "end_to_end/test_standby.py",
     "domain.linked_images": "end_to_end/test_standby.py",
     "engine.rollback_reach": "end_to_end/test_standby.py",

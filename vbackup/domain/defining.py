@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from vbackup import files
-from vbackup.domain import capabilities, identity, media
+from vbackup.domain import capabilities, identity, media, tpm
 from vbackup.domain.capabilities import Capabilities
 from vbackup.domain.host import (
     DEFINE_VALIDATE,
@@ -56,6 +56,9 @@ def _taken(handle: DomainHandle, wanted: Identity, *, is_new: bool) -> str:
     room = f"'{handle.virsh('undefine')}' makes room for it, and leaves the disks"
     if handle.is_active():
         room = f"'{handle.virsh('shutdown')}' and then {room}"
+    lost = tpm.lost_by_undefining(handle)
+    if lost is not None:
+        room = f"{room}; before that, save a copy of {lost}"
     return (
         f"libvirt already has domain {wanted.name} (UUID {wanted.uuid}){known_as}, {state}: {beside}; {room}; 'vbackup"
         " restore --in-place' rolls back the disks of a domain that is off."

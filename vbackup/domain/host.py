@@ -637,10 +637,11 @@ def _look_up_secret(connection: Any, secret: SecretRef) -> Any:
 
 def _unreachable(uri: str | None, err: Exception) -> HostUnreachableError:
     """Return the error, in which the banner of libvirt's ssh about a changed host key is one sentence."""
-    from vbackup.remote import host_key  # which most commands do without
+    from vbackup.remote import address, host_key  # which most commands do without
 
     said = _message(err)
-    key = host_key.changed(said)
+    place = address.parse(uri or os.environ.get("LIBVIRT_DEFAULT_URI", ""))
+    key = None if place is None else host_key.changed(said, place)
     if key is None:
         return HostUnreachableError(uri, said)
     return HostUnreachableError(uri, key.reason, remedy=key.remedy)

@@ -10,11 +10,12 @@ import os
 from pathlib import Path
 
 from vbackup import archive
-from vbackup.domain import driver
+from vbackup.domain import driver, machine_xml
 from vbackup.domain.host import DomainHandle
 from vbackup.domain.host_files import HostFiles
 from vbackup.domain.machine_xml import TpmState
 from vbackup.domain.state_files import UnsavedError, stable, told
+from vbackup.errors import VbackupError
 
 #: The state of a TPM is well under 1 MiB.
 MAX_BYTES = 64 * 1024 * 1024
@@ -22,6 +23,20 @@ MAX_BYTES = 64 * 1024 * 1024
 MAX_DEPTH = 4
 #: What swtpm locks its directory with; each one makes its own.
 _LOCK = ".lock"
+
+
+def lost_by_undefining(handle: DomainHandle) -> str | None:
+    """Return what ``virsh undefine`` deletes with the domain, for a sentence; None if there is no emulated TPM."""
+    try:
+        state = machine_xml.tpm(handle.definition_xml())
+    except VbackupError:  # this is only advice
+        return None
+    if state is None:
+        return None
+    what = "the state of its emulated TPM"
+    places = driver.directories_of(handle.host) if state.path is None else None
+    where = f"{places.swtpm / handle.uuid / state.directory}, {what}" if places is not None else state.path or what
+    return f"{where}, which undefining deletes"
 
 
 def read(handle: DomainHandle, state: TpmState, host: HostFiles) -> tuple[str, bytes]:

@@ -63,10 +63,15 @@ def begin(
     except PermissionError as err:
         log.debug("no record that domain %s is being restored: %s", uuid, err)
     except OSError as err:
-        reporter.warning(
-            f"{_path(uuid)} cannot be written ({err.strerror or err}): if the restore is interrupted, libvirt's hook"
-            f" script will not keep domain {domain} from starting."
-        )
+        reporter.warning(unwritten(str(_path(uuid)), err.strerror or str(err), domain=domain))
+
+
+def unwritten(path: str, why: str, *, domain: str) -> str:
+    """Return what to say of a record that cannot be written, here or on another host."""
+    return (
+        f"{path} cannot be written ({why}): if the restore is interrupted, libvirt's hook script will not keep domain"
+        f" {domain} from starting."
+    )
 
 
 def text(disks: Collection[str], *, domain: str, command: str, earlier: bytes | None = None) -> str:

@@ -45,7 +45,8 @@ class Exported(Protocol):
     def wait(self, stop: Stop, *, timeout_s: float) -> None:
         """Return after that time, or when a stop is requested.
 
-        Raises StorageDaemonGoneError if the daemon ends before, LinkLostError.
+        Raises StorageDaemonGoneError if the daemon ends before, LinkLostError, RemoteError, and NoSpaceError if what
+        the copy writes takes too much of another host.
         """
 
 

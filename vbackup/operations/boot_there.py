@@ -11,6 +11,7 @@ import os
 import select
 import stat
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
@@ -20,8 +21,9 @@ from vbackup.domain import defining, machine_xml, qemu_user
 from vbackup.domain.boot_console import BootConsoles
 from vbackup.domain.host import Host
 from vbackup.domain.qemu_user import QemuUser
+from vbackup.engine.fleecing import RESERVE_BYTES, RESERVE_SHARE
 from vbackup.engine.fleecing_area import REMOTE_DIRECTORY
-from vbackup.errors import LinkLostError, RemoteError, UnsuitableError
+from vbackup.errors import LinkLostError, NoSpaceError, RemoteError, UnsuitableError
 from vbackup.images.flatten import Layer
 from vbackup.images.opened_point import OpenedPoint
 from vbackup.model import Backup, MachineKind
@@ -39,6 +41,8 @@ from vbackup.stop import Stop
 _RUN = "/run"
 #: How long a kernel and its initial RAM disk may take to be copied.
 _COPY_S = 120.0
+#: How often to ask for the room there, which takes a round trip.
+_ROOM_S = 1.0
 
 
 class There:
@@ -72,7 +76,7 @@ class There:
                 link.release_copy(uuid)
         finally:
             with suppress(LinkLostError, RemoteError):  # it goes with the link
-                link.run(["rm", "-rf", "--", directory])
+                link.unstage(directory)
 
 
 @dataclass
@@ -146,6 +150,7 @@ class WorkplaceThere:
     @contextmanager
     def exported(self, layers: Mapping[str, Sequence[Layer]]) -> Iterator[Exported]:
         """Start a storage daemon there. Overlays are files without names, which it alone has open."""
+        room = _Room.now(self.link)
         with OpenedPoint(layers, reporter=self.reporter, elsewhere=Hypervisor(self.link)) as point:
             for dev in layers:
                 self._take_writes(point, dev)
@@ -153,7 +158,7 @@ class WorkplaceThere:
             self._give(SOCKET)
             for dev in layers:
                 point.export_nbd(dev, is_writable=True)
-            yield _Exported(point, self.link)
+            yield _Exported(point, self.link, room)
 
     def _take_writes(self, point: OpenedPoint, dev: str) -> None:
         overlay = NamelessFile.make(self.link, os.fspath(REMOTE_DIRECTORY))
@@ -179,15 +184,52 @@ class WorkplaceThere:
             self.link.end_forward(remote)
 
 
+@dataclass
+class _Room:
+    """The filesystem of the overlays, which the host's own guests may need, too."""
+
+    link: Link
+    reserve_bytes: int  #: has to stay free
+    due: float = 0.0  #: when to ask again
+
+    @classmethod
+    def now(cls, link: Link) -> _Room:
+        """Ask for what is free now. Raises NoSpaceError if that is nothing."""
+        free_bytes = link.free_bytes(os.fspath(REMOTE_DIRECTORY))
+        made = cls(link, max(1, min(RESERVE_BYTES, free_bytes // RESERVE_SHARE)))
+        made.check(free_bytes)
+        return made
+
+    def check(self, free_bytes: int | None = None) -> None:
+        """Raise NoSpaceError if the copy has to end. ``free_bytes``: what is free; None asks, if that is due."""
+        now = time.monotonic()
+        if free_bytes is None:
+            if now < self.due:
+                return
+            free_bytes = self.link.free_bytes(os.fspath(REMOTE_DIRECTORY))
+        self.due = now + _ROOM_S
+        if free_bytes < self.reserve_bytes:
+            raise NoSpaceError(
+                f"The test was ended: {REMOTE_DIRECTORY} on {self.link.host}, where what the copy writes goes until its"
+                f" end, has only {free_bytes >> 20} MiB free. Nothing of the copy is left there; free space, and run"
+                " the same command again."
+            )
+
+
 @dataclass(frozen=True)
 class _Exported:
     """The disks of the copy, which a storage daemon there serves (vbackup.operations.boot_place.Exported)."""
 
     point: OpenedPoint
     link: Link
+    room: _Room
 
     def wait(self, stop: Stop, *, timeout_s: float) -> None:
-        """Wait for a stop, and then ask whether the link, and the daemon at its end, are still there."""
+        """Wait for a stop, and then ask whether the link, and the daemon at its end, are still there.
+
+        Raises NoSpaceError, too, before what the copy writes has filled a filesystem there.
+        """
+        self.room.check()
         with stop.descriptor() as stopping:
             poll = select.poll()
             poll.register(stopping, select.POLLIN)

@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
-from vbackup.domain import source
+from vbackup.domain import source, tpm
 from vbackup.domain.access import Access
 from vbackup.domain.host import DomainHandle
 from vbackup.domain.image_host import ImagesThere
@@ -204,23 +204,30 @@ class There:
                     one.replacement.adopt(made[one.dev])
 
     def elsewhere(self, backup: str, *, option: str) -> str:
-        """Return how the domain gets new images; undefining it leaves its files as they are."""
+        """Return how the domain gets new images; undefining it leaves its files, but not the state of a TPM.
+
+        (With --keep-tpm, no restore could define the domain again: it would not overwrite that state.)
+        """
         del option  # it names what only a vbackup on that host writes to
         name, uri = domain_argument(self._handle.name), shlex.quote(self._handle.host.real_uri)
+        lost = tpm.lost_by_undefining(self._handle)
+        save = "" if lost is None else f"save a copy of {lost}; then "
         return (
-            f"Run vbackup on that host, or restore to a new directory DIR there: run 'virsh -c {uri} undefine {name}"
-            f" --keep-nvram', and then 'vbackup restore {name} --backup {backup} --define -c {uri} --output DIR'."
+            f"Run vbackup on that host, or restore to a new directory DIR there: {save}run 'virsh -c {uri} undefine"
+            f" {name} --keep-nvram', and then 'vbackup restore {name} --backup {backup} --define -c {uri} --output"
+            " DIR'."
         )
 
     def half_restored(self, devs: Sequence[str], *, command: str, reporter: Reporter) -> None:
         """Write the record there. A user who may not, such as one who is not root, goes without, as on this host."""
-        del reporter
         text = half_restored.text(devs, domain=self._handle.name, command=command, earlier=self._earlier())
         try:
             self._link.run(["mkdir", "-p", "-m", "0700", os.fspath(half_restored.DIRECTORY)])
             self._link.write_file(self._record, [text.encode()])
         except RemoteError as err:
-            log.debug("%s", err)
+            restore_there.warn_of_record(
+                err, self._record, domain=self._handle.name, link=self._link, reporter=reporter
+            )
 
     def whole(self, devs: Collection[str]) -> None:
         """Take the disks out of the record there. Raises LinkLostError."""

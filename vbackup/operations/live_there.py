@@ -59,7 +59,7 @@ class There:
         self._check: Callable[[], None] = (lambda: None) if stop is None else stop.check
         self._locked: Path | None = None
         self._lock: tuple[Link, int] | None = None
-        self._record: Callable[[Link], None] | None = None
+        self._record: Callable[[Link], object] | None = None
         self._tpm: Path | None = None
 
     @property
@@ -138,7 +138,7 @@ class There:
         link.publish([(os.fspath(source), os.fspath(target)) for source, target in moves])
         self._tpm = tpm
         with suppress(RemoteError):  # or it goes with the link
-            link.run(["rm", "-r", "--", os.fspath(stage)])
+            link.unstage(os.fspath(stage))
 
     def machine(self, prepared: Prepared, machine: Sequence[Placed]) -> tuple[Placed, ...]:
         """They were written there."""
@@ -304,12 +304,12 @@ class There:
     def refuse_start(self, state: LiveState, command: str, reporter: Reporter) -> None:
         """Record it there; the helper is the process that the data depends on.
 
-        As in other restores there, a host on which it cannot be recorded goes without.
+        As in other restores there, a host on which it cannot be recorded goes without, and a warning says so unless
+        the user may not record it.
         """
-        del reporter
 
-        def record(link: Link) -> None:
-            with suppress(RemoteError, StorageError, ValueError, IndexError):
+        def record(link: Link) -> RemoteError | None:
+            try:
                 earlier = self._content(_record_of(state.uuid))
                 pid = int(link.hello["pid"])
                 stat, boot_id = (self._content(Path(path)) or b"" for path in (f"/proc/{pid}/stat", BOOT_ID))
@@ -320,8 +320,15 @@ class There:
                 )
                 link.run(["mkdir", "-p", "-m", "0700", os.fspath(half_restored.DIRECTORY)])
                 link.write_file(os.fspath(_record_of(state.uuid)), [text.encode()])
+            except RemoteError as err:
+                return err
+            except (StorageError, ValueError, IndexError) as err:
+                log.debug("no record on %s: %s", link.host, err)
+            return None
 
-        record(self._link)
+        restore_there.warn_of_record(
+            record(self._link), _record_of(state.uuid), domain=state.name, link=self._link, reporter=reporter
+        )
         self._record = record
 
     def allow_start(self, uuid: str, *, is_undone: bool) -> None:

@@ -300,13 +300,20 @@ def _write_all(
     return checkpoints
 
 
+def warn_of_record(err: RemoteError | None, path: str | Path, *, domain: str, link: Link, reporter: Reporter) -> None:
+    """Warn that the record of a half-restored domain cannot be written there; one who may not write it goes without."""
+    if err is not None and link.hello.get("uid") == 0 and err.errno not in (errno.EACCES, errno.EPERM):
+        where = f"{path} on {link.host}"
+        reporter.warning(half_restored.unwritten(where, err.reason.rstrip("."), domain=domain))
+
+
 def remove_stage(stage: Path, link: Link) -> None:
     """Remove a directory of ``Link.stage`` at once: a pool would have it as a volume, and a link can last.
 
     The helper removes it at the end of the link. Never fails.
     """
     with suppress(LinkLostError, RemoteError):
-        link.run(["rm", "-rf", "--", os.fspath(stage)])
+        link.unstage(os.fspath(stage))
 
 
 def add_checkpoint(

@@ -30,10 +30,10 @@ def preferred(address: Address) -> str | None:
     """
     if PurePath(address.command).name != "ssh" or not _has_aes():
         return None
-    configured = _ciphers(command.settings(address))
-    if not configured or configured != _ciphers(command.settings(address, is_default=True)):
+    chosen = _ciphers(command.settings(address))
+    if not chosen or chosen != _ciphers(command.settings(address, is_default=True)):
         return None
-    return ",".join(quick_first(configured))
+    return ",".join(quick_first(chosen))
 
 
 def quick_first(ciphers: list[str]) -> list[str]:
@@ -47,18 +47,21 @@ def quick_first(ciphers: list[str]) -> list[str]:
 
 def _ciphers(argv: list[str]) -> list[str]:
     """Return the ciphers that ssh would offer; [] if it does not say."""
+    value = configured(argv).get("ciphers")
+    return [] if value is None else value.split(",")
+
+
+def configured(argv: list[str]) -> dict[str, str]:
+    """Return what ``command.settings`` prints, by keyword in lower case; nothing if it fails."""
     try:
         done = subprocess.run(
             argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=_LIMIT_S
         )
     except (OSError, ValueError, subprocess.TimeoutExpired) as err:
         log.debug("%s", err)
-        return []
-    for line in done.stdout.splitlines() if done.returncode == 0 else []:
-        name, _, value = line.partition(" ")
-        if name == "ciphers":
-            return value.split(",")
-    return []
+        return {}
+    lines = done.stdout.splitlines() if done.returncode == 0 else []
+    return {name: value for name, _, value in (line.partition(" ") for line in lines)}
 
 
 def _has_aes() -> bool:

@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from vbackup.errors import HelperError, LinkLostError, RemoteError, SshError
-from vbackup.remote import command, host_key
+from vbackup.remote import command
+from vbackup.remote.host_key import ChangedKey
 
 log = logging.getLogger(__name__)
 
@@ -58,9 +59,17 @@ _SSH_FAILED = 255
 class Connection:
     """A running helper; ``argv`` is the command line of ssh, ``host`` what the hypervisor is called in messages."""
 
-    def __init__(self, argv: Sequence[str], *, host: str, try_first: str) -> None:
+    def __init__(
+        self,
+        argv: Sequence[str],
+        *,
+        host: str,
+        try_first: str,
+        changed_key: Callable[[str], ChangedKey | None] = lambda _said: None,
+    ) -> None:
+        """``changed_key``: finds in what ssh says that the host key has changed."""
         self.host = host
-        self._try_first = try_first
+        self._try_first, self._changed_key = try_first, changed_key
         self._wake_r, self._wake_w = os.pipe()
         for fd in (self._wake_r, self._wake_w):
             os.set_blocking(fd, False)
@@ -139,7 +148,7 @@ class Connection:
             pass
         status = self._process.returncode
         if status == _SSH_FAILED:
-            key = host_key.changed(self._words.decode(errors="replace"))
+            key = self._changed_key(self._words.decode(errors="replace"))
             if key is not None:
                 return SshError(self.host, key.reason, try_first=self._try_first, remedy=key.remedy)
             return SshError(self.host, self.words(), try_first=self._try_first)

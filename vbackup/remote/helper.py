@@ -21,6 +21,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import select
 import shutil
 import signal
@@ -57,6 +58,8 @@ LATE_FREEZE_S = 45.0
 JOBS_S = 30.0
 #: How long to wait for the helper of an earlier backup of the domain, which is still cleaning up.
 BUSY_S = 60.0
+#: How long to wait for the lock on the marks, which nobody has for long: a guest must not wait for one who is stopped.
+MARKS_S = 3.0
 #: How long QEMU may take to end its exports, and to drop a client that has connected and not asked for one (it gives
 #: that 10 s).
 EXPORTS_S, CLIENTS_S = 10.0, 15.0
@@ -64,8 +67,11 @@ EXPORTS_S, CLIENTS_S = 10.0, 15.0
 LISTENING, CONNECTED = "01", "03"
 #: Where libvirt's hook script, if it is installed, looks whether a domain has to stay off (vbackup.hooks.marks).
 MARKS = "/run/vbackup/offline"
-#: What the names of directories for sockets begin with; the pid and the start time of the helper follow.
+#: What the names of directories for sockets begin with; the pid and the start time of the helper follow, and the boot.
 HELPER = "helper"
+#: What tempfile.mkdtemp calls a directory for what is not complete, and the file in it that its helper has locked: the
+#: same as those of a restore on the host itself (vbackup.images.destination), so that either removes what both left.
+STAGE, STAGE_LOCK = re.compile(r"\.vbackup-[a-z0-9_]{8}"), ".vbackup-lock"
 #: The member of a mark whose process is being ended.
 ENDING = "is_ending"
 #: How many clients of an NBD server may wait to be accepted.
@@ -306,6 +312,7 @@ class Helper:
         for fd in (self._wake_r, self._wake_w, 1):
             os.set_blocking(fd, False)
         self._lock = threading.Lock()
+        self._marks_lock = threading.Lock()  #: its owner can wait for other processes; the main thread must not
         self._guards = {}  # type: dict[str, Guard]
         self._passed = {}  # type: dict[str, set[str]]
         self._freezes = {}  # type: dict[str, Freeze]
@@ -315,7 +322,7 @@ class Helper:
         self._marks = {}  # type: dict[str, dict[str, Any]]
         self._copies = set()  # type: set[str]
         self._directory = None  # type: str | None
-        self._stages = []  # type: list[str]
+        self._stages = {}  # type: dict[str, int | None]
         self._made = []  # type: list[str]
         self._thaws = []  # type: list[threading.Thread]
 
@@ -676,7 +683,8 @@ class Helper:
     def do_stage(self, directory: str) -> str:
         """Return a new directory in ``directory``, which is made if it is missing; it goes with this process.
 
-        What is made can be entered by others, so that QEMU reaches the images in it; nobody can list it.
+        What is made can be entered by others, so that QEMU reaches the images in it; nobody can list it. What dead
+        helpers have left there is removed.
         """
         missing = [directory]
         while not os.path.lexists(missing[-1]):
@@ -685,9 +693,17 @@ class Helper:
             os.mkdir(path, 0o711)
             os.chmod(path, 0o711)  # noqa: S103 - others pass through it, and list nothing
             self._made.append(path)
+        _remove_dead_stages(directory)
         stage = tempfile.mkdtemp(prefix=".vbackup-", dir=directory)
-        self._stages.append(stage)
+        self._stages[stage] = None
+        self._stages[stage] = _locked_stage(stage)
         return stage
+
+    def do_unstage(self, path: str) -> None:
+        """Remove a directory of ``stage`` with its content; what cannot be removed is tried again at the end."""
+        if path not in self._stages:
+            raise OSError(errno.EINVAL, "no directory of this helper", path)
+        self._remove_stage(path)
 
     def do_publish(self, moves: "list[list[str]]") -> None:
         """Give files and directories their names: all or none, the last one last; none of the names may be taken."""
@@ -720,7 +736,7 @@ class Helper:
             if self._directory is None:
                 parent = _runtime_directory()
                 _remove_dead_directories(parent)
-                mine = f"{HELPER}-{os.getpid()}-{_start_time(os.getpid())}-"
+                mine = f"{HELPER}-{os.getpid()}-{_start_time(os.getpid())}-{_short_boot_id()}-"
                 self._directory = tempfile.mkdtemp(prefix=mine, dir=parent)
             return self._directory
 
@@ -804,7 +820,7 @@ class Helper:
         path = os.path.join(MARKS, uuid)
         until = time.monotonic() + BUSY_S
         while True:
-            with self._lock, _locked_marks():
+            with self._holding_marks():
                 if uuid in self._marks:
                     return {"is_set": False, "other": None, "session": None}
                 other = _living_mark(path)
@@ -822,7 +838,7 @@ class Helper:
     def do_unmark(self, uuid: str) -> None:
         """The domain may be started, unless others have marked it since."""
         path = os.path.join(MARKS, uuid)
-        with self._lock, _locked_marks():
+        with self._holding_marks():
             if _same(_read_mark(path), self._marks.pop(uuid, None)):
                 os.unlink(path)
 
@@ -830,11 +846,23 @@ class Helper:
         """Let others wait for the domains that are marked: what has their disks open is about to end."""
         if not self._marks:
             return
-        with self._lock, _locked_marks():
+        with self._holding_marks():
             for uuid, mark in self._marks.items():
                 path = os.path.join(MARKS, uuid)
                 if _same(_read_mark(path), mark):
                     _write_mark(path, dict(mark, **{ENDING: True}))
+
+    @contextlib.contextmanager
+    def _holding_marks(self) -> "Iterator[None]":
+        """Keep other threads and other processes from the marks. Raises OSError if one has them for too long."""
+        until = time.monotonic() + MARKS_S
+        if not self._marks_lock.acquire(timeout=MARKS_S):
+            raise _kept_locked()
+        try:
+            with _locked_marks(until):
+                yield
+        finally:
+            self._marks_lock.release()
 
     def do_identity(self, pid: int) -> "dict[str, Any]":
         """Return what tells a process from others that get its number."""
@@ -889,8 +917,8 @@ class Helper:
             guard.close_sockets(sorted(self._passed.get(uuid, ())))
         for program in list(self._programs.values()):
             program.end()
-        for uuid in list(self._marks):
-            with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # they end with this process
+            for uuid in list(self._marks):
                 self.do_unmark(uuid)
         self._remove_stages()
         if self._directory is not None:
@@ -904,11 +932,18 @@ class Helper:
                 Qemu(self.uri, uuid).destroy()
 
     def _remove_stages(self) -> None:
-        for stage in self._stages:
-            shutil.rmtree(stage, ignore_errors=True)
+        for stage in list(self._stages):
+            self._remove_stage(stage)
         for path in reversed(self._made):
             with contextlib.suppress(OSError):
                 os.rmdir(path)
+
+    def _remove_stage(self, path: str) -> None:
+        with self._lock:
+            lock, self._stages[path] = self._stages[path], None
+        if lock is not None:
+            os.close(lock)  # servers of NFS and SMB keep the directory of a file that is open
+        shutil.rmtree(path, ignore_errors=True)
 
     def _remove_files(self) -> None:
         for path in self._sockets:
@@ -1073,17 +1108,32 @@ def _run(argv: "list[str]", stdin: bytes, timeout_s: float, fds: "tuple[int, ...
 
 
 @contextlib.contextmanager
-def _locked_marks() -> "Iterator[None]":
-    """Make the directory of the marks if it is missing, and lock it."""
+def _locked_marks(until: float) -> "Iterator[None]":
+    """Make the directory of the marks if it is missing, and lock it. Raises OSError if that is not done in time."""
     for path in (os.path.dirname(MARKS), MARKS):
         with contextlib.suppress(FileExistsError):
             os.mkdir(path, 0o700)
     fd = os.open(MARKS, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
+        while not _try_lock(fd):
+            if time.monotonic() >= until:
+                raise _kept_locked()
+            time.sleep(0.02)
         yield
     finally:
         os.close(fd)
+
+
+def _try_lock(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _kept_locked() -> OSError:
+    return OSError(errno.ETIMEDOUT, "another process keeps it locked", MARKS)
 
 
 def _write_mark(path: str, mark: "dict[str, Any]") -> None:
@@ -1128,6 +1178,11 @@ def _boot_id() -> str:
         return file.read().strip()
 
 
+def _short_boot_id() -> str:
+    """Return what is enough to tell boots apart: a pid and a start time can come again after one."""
+    return _boot_id()[:8]
+
+
 def socket_states(path: str) -> "list[str]":
     """Return the states of the unix sockets that were bound at this path: of servers, and of their connections."""
     wanted, found = os.fsencode(path), []
@@ -1148,14 +1203,12 @@ def _claim(uuid: str) -> int:
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     until = time.monotonic() + BUSY_S
     while True:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if _try_lock(fd):
             return fd
-        except BlockingIOError:
-            if time.monotonic() >= until:
-                os.close(fd)
-                raise RefusedError("another backup or session of the domain is being made, or cleaned up") from None
-            time.sleep(0.1)
+        if time.monotonic() >= until:
+            os.close(fd)
+            raise RefusedError("another backup or session of the domain is being made, or cleaned up")
+        time.sleep(0.1)
 
 
 def _runtime_directory() -> str:
@@ -1192,16 +1245,49 @@ def _remove_dead_directories(parent: str) -> None:
     """Remove the directories for sockets of helpers that were killed, or ended with the machine."""
     with contextlib.suppress(OSError):
         for name in os.listdir(parent):
-            word, _, owner = name.partition("-")
-            pid, _, rest = owner.partition("-")
-            start_ticks = rest.partition("-")[0]
-            if (
-                word == HELPER
-                and pid.isdecimal()
-                and start_ticks.isdecimal()
-                and not _lives(int(pid), int(start_ticks))
-            ):
-                _remove_directory(os.path.join(parent, name))
+            found = re.fullmatch(HELPER + r"-([0-9]+)-([0-9]+)-([0-9a-f]{8})-[a-z0-9_]+", name)
+            if found and not (found.group(3) == _short_boot_id() and _lives(int(found.group(1)), int(found.group(2)))):
+                shutil.rmtree(os.path.join(parent, name), ignore_errors=True)
+
+
+def _locked_stage(stage: str) -> int:
+    """Make the lock of a directory for what is not complete; it counts from the moment that it has content.
+
+    A lock, and not the name of this process: another host may have the directory mounted, which knows only its own.
+    """
+    fd = os.open(os.path.join(stage, STAGE_LOCK), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with contextlib.suppress(OSError):  # a filesystem without locks, on which no directory counts as dead
+        if _try_lock(fd):
+            os.write(fd, b"locked\n")
+    return fd
+
+
+def _remove_dead_stages(directory: str) -> None:
+    """Remove this user's directories for what is not complete whose helper has died, or the machine with it."""
+    try:
+        names = os.listdir(directory)
+    except OSError:  # this user may write to it, and not list it
+        return
+    for name in names:
+        path = os.path.join(directory, name)
+        with contextlib.suppress(OSError):  # another one removes it, or has it locked
+            if STAGE.fullmatch(name) and _is_own_directory(path) and _is_dead(os.path.join(path, STAGE_LOCK)):
+                shutil.rmtree(path)
+
+
+def _is_own_directory(path: str) -> bool:
+    found = os.lstat(path)
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
+
+
+def _is_dead(lock: str) -> bool:
+    """Return True if nobody has the lock, and somebody had it. Raises OSError if there is none."""
+    fd = os.open(lock, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        found = os.fstat(fd)
+        return stat.S_ISREG(found.st_mode) and _try_lock(fd) and found.st_size > 0
+    finally:
+        os.close(fd)
 
 
 def _start_time(pid: int) -> str:

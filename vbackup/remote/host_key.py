@@ -8,7 +8,12 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Collection
 from dataclasses import dataclass
+from pathlib import PurePath
+
+from vbackup.remote import ciphers, command
+from vbackup.remote.address import Address
 
 _CHANGED = re.compile(r"host key for (\S+) has changed and you have requested strict checking", re.IGNORECASE)
 _OFFENDING = re.compile(r"Offending (?:key for IP|(\S+) key) in (.+?):(\d+)\s*$", re.MULTILINE)
@@ -44,11 +49,24 @@ class ChangedKey:
         )
 
 
-def changed(said: str) -> ChangedKey | None:
-    """Return what ssh says of a changed host key; None if its words are about something else."""
+def changed(said: str, address: Address) -> ChangedKey | None:
+    """Return what ssh says of a changed key of this host; None if its words are about something else.
+
+    The words can be those of a login on the host, which prints what it likes, such as the banner of another one.
+    """
     found = _CHANGED.search(said)
-    if found is None:
+    if found is None or found[1].lower() not in _names(address):
         return None
     offending, sent = _OFFENDING.search(said), _SENT.search(said)
     kind, file, line = (None, None, None) if offending is None else offending.groups()
     return ChangedKey(found[1], kind, file, line, None if sent is None else sent[1])
+
+
+def _names(address: Address) -> Collection[str]:
+    """Return what ssh may call the host in known_hosts, in lower case (get_hostfile_hostname_ipaddr)."""
+    is_ssh = PurePath(address.command).name == "ssh"
+    found = ciphers.configured(command.settings(address)) if is_ssh else {}
+    hosts = {address.host, found.get("hostname", address.host)}
+    ports = {str(address.port or ""), found.get("port", "")} - {""}
+    names = hosts | {f"[{host}]:{port}" for host in hosts for port in ports} | {found.get("hostkeyalias", "")}
+    return {name.lower() for name in names}

@@ -28,7 +28,7 @@ from vbackup.hooks.marks import Work
 from vbackup.model import NodeBitmap
 from vbackup.names import Naming
 from vbackup.process import Process
-from vbackup.remote import ciphers, command, connection
+from vbackup.remote import ciphers, command, connection, host_key
 from vbackup.remote.address import Address
 from vbackup.remote.connection import Connection
 
@@ -86,6 +86,7 @@ class Link:
                 ),
                 host=self.address.place,
                 try_first=command.by_hand(self.address),
+                changed_key=lambda said: host_key.changed(said, self.address),
             )
             self.hello = made.begin(self.address.libvirt, check=self._check)
         except BaseException:
@@ -569,6 +570,10 @@ class Link:
         """
         path: str = self._call("stage", f"write to {directory}", directory=directory)
         return path
+
+    def unstage(self, stage: str) -> None:
+        """Remove a directory of ``stage`` with its content; what is left of it then goes with the link."""
+        self._call("unstage", f"remove {stage}", path=stage)
 
     def publish(self, moves: Sequence[tuple[str, str]]) -> None:
         """Give files and directories there their names: all or none, and the last one last.

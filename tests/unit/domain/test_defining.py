@@ -134,6 +134,17 @@ def test_domain_with_the_same_uuid_or_name_is_in_the_way(host: Host, runs: bool)
     defining.refuse_taken(host, Identity("old", OTHER), is_new=False)
 
 
+def test_advice_to_undefine_names_the_tpm_whose_state_that_deletes(host: Host) -> None:
+    tpm = "<tpm model='tpm-crb'><backend type='emulator' version='2.0'/></tpm>"
+    host.connection.defineXML(xml("web", UUID, devices=tpm))
+    with pytest.raises(UnsuitableError) as caught:
+        defining.refuse_taken(host, Identity("web", UUID), is_new=False)
+    assert (
+        "makes room for it, and leaves the disks; before that, save a copy of the state of its emulated TPM, which"
+        " undefining deletes;"
+    ) in str(caught.value)
+
+
 def test_addresses_of_all_domains_are_known(host: Host) -> None:
     for number, name in enumerate(("web", "db")):
         nic = f"<interface type='user'><mac address='52:54:00:00:00:0{number}'/></interface>"

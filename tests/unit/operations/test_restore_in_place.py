@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from tests.unit.builders import UUID, Recorder, backup, commit
-from vbackup.errors import DomainNotFoundError, StorageDaemonGoneError
+from vbackup.errors import DomainNotFoundError, RemoteError, StorageDaemonGoneError
 from vbackup.model import MachineFile, MachineKind
 from vbackup.operations import restore_in_place, rollback
 from vbackup.operations.in_place_there import There
@@ -20,6 +21,7 @@ from vbackup.repository.repository import Repository
 from vbackup.stop import Stop
 
 DIGEST = "sha256:" + "2" * 64
+TPM_XML = "<domain><devices><tpm model='tpm-crb'><backend type='emulator' version='2.0'/></tpm></devices></domain>"
 
 
 def warnings(*kinds: MachineKind) -> list[str]:
@@ -96,11 +98,40 @@ def test_interrupted_rollback_says_what_works(monkeypatch: pytest.MonkeyPatch) -
     assert said.endswith("Do not start domain web; run the same command again, which restores them in full.")
 
 
+@pytest.mark.parametrize(
+    ("uid", "number", "warns"),
+    [(0, errno.ENOSPC, True), (0, 0, True), (0, errno.EACCES, False), (1000, errno.EROFS, False)],
+)
+def test_record_that_cannot_be_written_on_another_host_is_a_warning_as_on_this_one(
+    uid: int, number: int, warns: bool
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RemoteError("root@hv2", "write it", "No space left", errno=number)
+
+    link = SimpleNamespace(host="root@hv2", hello={"uid": uid}, run=fail, read_file=fail)
+    host = SimpleNamespace(real_uri="qemu+ssh://root@hv2/system", link=lambda **_: link)
+    recorder = Recorder()
+    place = There(as_handle(SimpleNamespace(name="web", uuid=UUID, host=host)), stop=Stop())
+    place.half_restored(["vda"], command="vbackup restore", reporter=recorder)
+    said = (
+        f"/var/lib/vbackup/half-restored/{UUID} on root@hv2 cannot be written (No space left): if the restore is"
+        " interrupted, libvirt's hook script will not keep domain web from starting."
+    )
+    assert recorder.warnings == ([said] if warns else [])
+
+
 def test_disk_of_another_host_that_gets_no_new_image_can_be_restored_elsewhere_there() -> None:
     uri = "qemu+ssh://root@hv2/system"
     host = SimpleNamespace(real_uri=uri, link=lambda **_: SimpleNamespace(host="root@hv2"))
-    place = There(as_handle(SimpleNamespace(name="web", host=host)), stop=Stop())
-    assert place.elsewhere("ID", option=" --disk=vda=/dev/x") == (
-        f"Run vbackup on that host, or restore to a new directory DIR there: run 'virsh -c {uri} undefine web"
-        f" --keep-nvram', and then 'vbackup restore web --backup ID --define -c {uri} --output DIR'."
+    definitions = iter(("<domain/>", TPM_XML))
+    domain = SimpleNamespace(name="web", uuid=UUID, host=host, definition_xml=lambda: next(definitions))
+    host.is_local = False
+    place = There(as_handle(domain), stop=Stop())
+    there = "Run vbackup on that host, or restore to a new directory DIR there: "
+    commands = (
+        f"run 'virsh -c {uri} undefine web --keep-nvram', and then 'vbackup restore web --backup ID --define -c {uri}"
+        " --output DIR'."
     )
+    assert place.elsewhere("ID", option=" --disk=vda=/dev/x") == there + commands
+    state = f"/var/lib/libvirt/swtpm/{UUID}/tpm2, the state of its emulated TPM, which undefining deletes"
+    assert place.elsewhere("ID", option="") == f"{there}save a copy of {state}; then {commands}"

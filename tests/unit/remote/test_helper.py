@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import base64
+import fcntl
 import json
 import os
 import socket
@@ -85,6 +86,34 @@ def test_file_that_was_begun_goes_with_the_line(helper: Connection, tmp_path: Pa
     assert [path.name.startswith(".made.") for path in place.iterdir()] == [True]
     helper.close()
     assert list(place.iterdir()) == []
+
+
+def test_unfinished_files_of_a_helper_that_was_killed_are_removed_by_the_next(
+    helper: Connection, tmp_path: Path
+) -> None:
+    images, kept = tmp_path / "images", tmp_path / "kept"
+    for path in (images, kept, images / ".vbackup-aaaaaaaa"):  # the last one is of somebody who has just made it
+        path.mkdir()
+    (kept / ".vbackup-lock").write_text("locked\n")
+    (images / ".vbackup-bbbbbbbb").symlink_to(kept)
+    others = {path.name for path in images.iterdir()}
+    killed = begin(["sh", "-c", command.bootstrap()])
+    dead = Path(killed.call("stage", what="stage", directory=str(images)))
+    (dead / "image").write_bytes(b"x")
+    own = Path(helper.call("stage", what="stage", directory=str(images)))
+    assert {path.name for path in images.iterdir()} == {*others, dead.name, own.name}
+    killed._process.kill()
+    killed.close()
+    assert dead.exists()
+    new = Path(helper.call("stage", what="stage", directory=str(images)))
+    assert {path.name for path in images.iterdir()} == {*others, own.name, new.name}
+    assert list(kept.iterdir()) == [kept / ".vbackup-lock"]
+    helper.call("unstage", what="unstage", path=str(new))
+    assert not new.exists()
+    with pytest.raises(RemoteError, match="no directory of this helper"):
+        helper.call("unstage", what="unstage", path=str(kept))
+    helper.close()
+    assert {path.name for path in images.iterdir()} == others
 
 
 def test_requests_that_are_wrong_do_not_end_it(helper: Connection) -> None:
@@ -394,6 +423,31 @@ def test_mark_that_a_domain_has_to_stay_off(
     other.close()
     assert not path.exists()
     one.close()
+
+
+def test_lock_on_the_marks_that_another_process_keeps_delays_no_end(
+    virsh: Virsh, impatient: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = connection.source()
+    for old, new in (
+        ('MARKS = "/run/vbackup/offline"', f'MARKS = "{tmp_path}/run/offline"'),
+        ("MARKS_S = 3.0", "MARKS_S = 0.2"),
+    ):
+        source = source.replace(old, new)
+    monkeypatch.setattr(connection, "source", lambda: source)
+    helper = begin(["sh", "-c", command.bootstrap()])
+    helper.call("mark", what="mark", uuid=UUID, work="backup")
+    pid = helper.call("start", what="start", argv=["sleep", "600"], cwd="/", listen="")
+    fd = os.open(tmp_path / "run" / "offline", os.O_RDONLY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        with pytest.raises(RemoteError, match="offline: another process keeps it locked"):
+            helper.call("mark", what="mark", uuid=UUID.replace("c", "d"), work="backup", timeout_s=5)
+        helper.close()
+        assert helper._process.returncode == 0  # it was not killed after END_S
+        assert Process.of(pid) is None
+    finally:
+        os.close(fd)
 
 
 def test_mark_of_a_session_counts_as_long_as_its_daemon_lives(

@@ -18,6 +18,7 @@ import pytest
 
 from tests.unit.remote.conftest import Virsh
 from vbackup.errors import BusyError, ForwardingError, LinkLostError, RemoteError, UnsuitableError
+from vbackup.images import destination
 from vbackup.qemu import image_lock
 from vbackup.remote import helper
 from vbackup.remote.address import Address
@@ -330,9 +331,16 @@ def test_directories_of_helpers_that_were_killed_are_removed_by_the_next(tmp_pat
     owners.append((os.getpid(), "1"))  # the pid is another process's now
     ended.kill()
     ended.wait()
-    names = [f"helper-{pid}-{start_ticks}-abc" for pid, start_ticks in owners]
+    boot = helper._short_boot_id()
+    names = [f"helper-{pid}-{start_ticks}-{boot}-abc" for pid, start_ticks in owners]
+    names.append(names[1].replace(boot, "0" * 8 if boot != "0" * 8 else "1" * 8))  # all the same, before a boot
     for name in [*names, "helper-x-1-abc", "contents", f"remote-{UUID}.lock"]:
         (tmp_path / name).mkdir()
         (tmp_path / name / "nbd.sock").touch()
+    (tmp_path / names[0] / ".vbackup-abcdefgh").mkdir()  # what a copy of a domain had
     helper._remove_dead_directories(os.fspath(tmp_path))
     assert {path.name for path in tmp_path.iterdir()} == {names[1], "helper-x-1-abc", "contents", f"remote-{UUID}.lock"}
+
+
+def test_unfinished_files_are_those_of_a_restore_on_the_host_itself() -> None:
+    assert (helper.STAGE.pattern, helper.STAGE_LOCK) == (destination._TEMPORARY.pattern, destination._LOCK)
