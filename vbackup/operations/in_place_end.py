@@ -141,13 +141,16 @@ def finish(
 ) -> None:
     """Put all new images in their places, remove the old ones unless they are kept, and then the journal.
 
-    An old image that is not as it was recorded is kept, with a warning. Raises UnsuitableError if a new one is not,
-    StorageError, RemoteError, LinkLostError.
+    An old image that is not as it was recorded is kept, with a warning. Raises UnsuitableError if a new one is not, or
+    is gone (the journal stays then), StorageError, RemoteError, LinkLostError.
     """
     pairs = [(one, place.replacement(one.path, one.backup)) for one in disks]
     on_host = place.on_host
     for one, names in pairs:
-        if _seen(names.new, place) not in (None, one.new):
+        found = _seen(names.new, place)
+        if found is None:
+            _refuse_lost(one, place, directory)
+        elif found != one.new:
             raise UnsuitableError(
                 f"{names.new}{on_host} is not as the restore in place has made it, so it does not take the place of"
                 f" {one.path}. Move it away, remove {directory / in_place_journal.NAME}, and restore the disk {one.dev}"
@@ -156,6 +159,8 @@ def finish(
     for one, names in pairs:
         with storage_errors(f"put {names.new} in the place of {one.path}{on_host}"):
             names.put()
+    for one, _ in pairs:
+        _refuse_lost(one, place, directory)
     for one, names in pairs:
         if one.is_kept or keep_old:
             continue
@@ -171,6 +176,17 @@ def finish(
             " not the image that was replaced. Remove it if you do not need it."
         )
     in_place_journal.remove(directory)
+
+
+def _refuse_lost(one: Replaced, place: Place, directory: Path) -> None:
+    """Raise UnsuitableError if the image of a disk is not the new one, whose other name is gone."""
+    present = _seen(one.path, place)
+    if one.new is None or present is None or present.inode != one.new.inode:
+        raise UnsuitableError(
+            f"The new image of disk {one.dev} is gone: {one.path}{place.on_host} is not the one that the restore in"
+            f" place has made, nor is {place.replacement(one.path, one.backup).new}. Look at the images, remove"
+            f" {directory / in_place_journal.NAME}, and restore the disk again."
+        )
 
 
 def refuse_started(handle: DomainHandle) -> None:

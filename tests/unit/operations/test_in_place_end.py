@@ -95,11 +95,22 @@ def test_what_was_written_since_is_kept(dead: Dead) -> None:
 def test_image_that_an_earlier_run_has_kept_is_not_removed(dead: Dead) -> None:
     """The journal of a hostile repository, or an old one, names it."""
     dead.record(Step.EXCHANGING)
-    dead.names.new.unlink()
+    dead.names.new.replace(dead.names.path)
     dead.names.kept.write_text("theirs")
     assert not dead.settle()
-    assert dead.contents() == {"path": "old", "kept": "theirs"}
+    assert dead.contents() == {"path": "new", "kept": "theirs"}
     assert f"{dead.names.kept} stays" in dead.recorder.warnings[0]
+
+
+def test_restore_whose_new_image_is_gone_is_not_finished(dead: Dead) -> None:
+    """Somebody has cleaned up, or taken the directory from a snapshot."""
+    dead.record(Step.EXCHANGING)
+    dead.names.new.unlink()
+    with pytest.raises(UnsuitableError, match=f"new image of disk vda is gone.* remove {dead.directory}/in-place.json"):
+        dead.settle()
+    assert dead.contents() == {"path": "old"}
+    assert dead.is_pending
+    assert not dead.recorder.steps
 
 
 def test_new_image_that_was_changed_takes_no_place(dead: Dead) -> None:
