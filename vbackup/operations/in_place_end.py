@@ -53,7 +53,7 @@ def settle(
             )
         in_place_journal.remove(directory)
         return False
-    if entry.host != place.host:
+    if (entry.host, entry.uri) != (place.host, place.uri):  # two hosts can have one name, such as localhost
         _leave(entry, place, directory, reporter)
         return False
     known = domain_xml.parse(handle.live_xml()).disks
@@ -77,7 +77,8 @@ def settle(
 def _leave(entry: Entry, place: Place, directory: Path, reporter: Reporter) -> None:
     """Leave what concerns images of another host than ``place``. Raises UnsuitableError if a domain is half restored.
 
-    The domains on both have the same UUID, as a standby and its original.
+    The domains on both have the same UUID, as a standby and its original. A host counts as another one under another
+    URI, too: what it calls itself proves nothing.
     """
     journal, where = directory / in_place_journal.NAME, entry.host or "this host"
     if entry.is_begun:

@@ -50,11 +50,11 @@ class Dead:
         made = Replaced("vda", self.names.path, ID, is_kept, Seen.of(self.names.path), Seen.of(self.names.new))
         in_place_journal.write(self.directory, step, backup=ID, disks=[made], rolled=rolled)
 
-    def settle(self, *devs: str, keep_old: bool = False) -> bool:
+    def settle(self, *devs: str, keep_old: bool = False, place: Here | None = None) -> bool:
         return in_place_end.settle(
             self.handle,
             devs or ("vda", "vdb"),
-            Here(self.handle),
+            place or Here(self.handle),
             keep_old=keep_old,
             repository=self.repo,
             reporter=self.recorder,
@@ -169,3 +169,19 @@ def test_images_of_another_host_are_left_alone(dead: Dead, step: Step) -> None:
             dead.settle()
     assert dead.contents() == {"path": "old", "new": "new"}
     assert dead.is_pending == (step is not Step.WRITING)
+
+
+@pytest.mark.parametrize("step", [Step.ROLLING, Step.EXCHANGING])
+def test_images_of_another_host_of_the_same_name_are_left_alone(dead: Dead, step: Step) -> None:
+    """A host calls itself what it likes, and many are localhost.localdomain."""
+    made = Replaced("vda", dead.names.path, ID, False, Seen.of(dead.names.path), Seen.of(dead.names.new))
+    uri, host = "qemu+ssh://root@hv1/system", "localhost.localdomain"
+    in_place_journal.write(dead.directory, step, backup=ID, disks=[made], host=host, uri=uri)
+    place: Any = Here(dead.handle)
+    place.host, place.uri = host, "qemu+ssh://root@hv2/system"
+    with pytest.raises(UnsuitableError, match=f"for that host, with -c {re.escape(uri)}"):
+        dead.settle(place=place)
+    assert dead.contents() == {"path": "old", "new": "new"}
+    place.uri = uri
+    dead.settle(place=place)
+    assert dead.contents() == {"path": "new" if step is Step.EXCHANGING else "old"}
