@@ -322,7 +322,8 @@ def _look_at(path: Path, status: Status, disk: Disk, request: FullRequest, place
     if disk.format != BlockDriver.QCOW2:
         return False
     try:
-        header = place.header(path)
+        with storage_errors(f"read the header of {path}{place.on_host}"):  # not read is not the same as "no snapshots"
+            header = place.header(path)
     except ChainError:
         return False  # nobody can use it as it is
     if header.encrypted:

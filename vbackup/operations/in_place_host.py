@@ -18,7 +18,7 @@ from vbackup.domain import access
 from vbackup.domain.host import DomainHandle
 from vbackup.engine import restored_checkpoint
 from vbackup.engine.restored_checkpoint import RestoredImage
-from vbackup.errors import VbackupError, domain_argument
+from vbackup.errors import ChainError, VbackupError, domain_argument
 from vbackup.hooks import half_restored
 from vbackup.hooks.marks import Work, offline_mark
 from vbackup.images.replacement import Replacement
@@ -93,7 +93,7 @@ class Place(Protocol):
         """Return what a file is; None if there is none. Raises OSError."""
 
     def header(self, path: Path) -> qcow2.Header:
-        """Return the header of a qcow2 image. Raises ChainError if it has none that QEMU accepts."""
+        """Return the header of a qcow2 image. Raises ChainError if it has none that QEMU accepts, OSError."""
 
     def doubt(self, image: Image) -> str | None:
         """Return what keeps us from knowing that no other host has the image open, as vbackup.domain.access.doubt."""
@@ -161,7 +161,12 @@ class Here:
 
     def header(self, path: Path) -> qcow2.Header:
         """Read it."""
-        return qcow2.header_of_source(path)
+        try:
+            return qcow2.header_of_source(path)
+        except ChainError as err:
+            if isinstance(err.__cause__, OSError):
+                raise err.__cause__ from None
+            raise
 
     def doubt(self, image: Image) -> str | None:
         """Look at its file system."""

@@ -22,7 +22,7 @@ from vbackup.domain.host import DomainHandle
 from vbackup.domain.image_host import ImagesThere
 from vbackup.domain.offline import OffSource
 from vbackup.engine.rollback_reach import There as Reach
-from vbackup.errors import BusyError, ChainError, RemoteError, domain_argument
+from vbackup.errors import BusyError, RemoteError, domain_argument
 from vbackup.files import storage_errors
 from vbackup.hooks import half_restored
 from vbackup.hooks.marks import Work
@@ -108,10 +108,9 @@ class There:
 
     def header(self, path: Path) -> qcow2.Header:
         """Read it through the helper."""
-        try:
-            return qcow2.header_in(next(self._link.read_file(os.fspath(path)), b""), path)
-        except RemoteError as err:
-            raise ChainError(str(err)) from err
+        with _kernel_errors():
+            data = next(self._link.read_file(os.fspath(path)), b"")
+        return qcow2.header_in(data, path)
 
     def doubt(self, image: Image) -> str | None:
         """Look at its file system there."""
