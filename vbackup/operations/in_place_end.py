@@ -12,7 +12,6 @@ from pathlib import Path
 from vbackup.domain import domain_xml
 from vbackup.domain.host import DomainHandle
 from vbackup.errors import BusyError, UnsuitableError
-from vbackup.files import storage_errors
 from vbackup.operations import rollback
 from vbackup.operations.in_place_host import Place
 from vbackup.report import Reporter
@@ -103,7 +102,7 @@ def _images(entry: Entry, place: Place) -> list[Path]:
 
 
 def _seen(path: Path, place: Place) -> Seen | None:
-    with storage_errors(f"look at {path}{place.on_host}"):
+    with place.errors(f"look at {path}"):
         return place.seen(path)
 
 
@@ -118,7 +117,7 @@ def _run_again(entry: Entry, devs: Collection[str], place: Place, directory: Pat
         )
     for one in entry.disks:
         names = place.replacement(one.path, one.backup)
-        with storage_errors(f"remove {names.new}{place.on_host}"):
+        with place.errors(f"remove {names.new}"):
             found = place.seen(names.new)
             if found is None:
                 continue
@@ -158,14 +157,14 @@ def finish(
                 " again."
             )
     for one, names in pairs:
-        with storage_errors(f"put {names.new} in the place of {one.path}{on_host}"):
+        with place.errors(f"put {names.new} in the place of {one.path}"):
             names.put()
     for one, _ in pairs:
         _refuse_lost(one, place, directory)
     for one, names in pairs:
         if one.is_kept or keep_old:
             continue
-        with storage_errors(f"remove {names.kept}{on_host}"):
+        with place.errors(f"remove {names.kept}"):
             kept, present = place.seen(names.kept), place.seen(one.path)
             if kept is None:
                 continue

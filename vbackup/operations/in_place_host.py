@@ -8,8 +8,8 @@ from __future__ import annotations
 import errno
 import os
 import tempfile
-from collections.abc import Collection, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -19,6 +19,7 @@ from vbackup.domain.host import DomainHandle
 from vbackup.engine import restored_checkpoint
 from vbackup.engine.restored_checkpoint import RestoredImage
 from vbackup.errors import ChainError, VbackupError, domain_argument
+from vbackup.files import storage_errors
 from vbackup.hooks import half_restored
 from vbackup.hooks.marks import Work, offline_mark
 from vbackup.images.replacement import Replacement
@@ -77,6 +78,9 @@ class Place(Protocol):
     @property
     def on_host(self) -> str:
         """Says in messages where a file is, with a blank in front; "" for this host."""
+
+    def errors(self, what: str) -> AbstractContextManager[None]:
+        """Translate OSError as vbackup.files.storage_errors does; says on which host, and what a user there lacks."""
 
     # files
 
@@ -137,6 +141,17 @@ class Here:
 
     def __init__(self, handle: DomainHandle) -> None:
         self._handle = handle
+
+    @contextmanager
+    def errors(self, what: str) -> Iterator[None]:
+        """Raise them. EPERM means to a user who is not root that root may."""
+        with storage_errors(what):
+            try:
+                yield
+            except PermissionError as err:
+                if err.errno == errno.EPERM and os.geteuid() != 0:
+                    raise PermissionError(errno.EACCES, err.strerror) from err
+                raise
 
     def path_of(self, disk: Disk) -> Path | None:
         """Look up volumes. A path of a libvirt that is not on this host is none."""

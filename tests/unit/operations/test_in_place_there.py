@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -73,3 +74,30 @@ def test_header_on_this_host_that_could_not_be_read_is_not_one_without_snapshots
         has_snapshots(Here(handle), path)
     (raw := tmp_path / "raw").write_bytes(bytes(4096))
     assert not has_snapshots(Here(handle), raw)
+
+
+@pytest.mark.parametrize(
+    ("uid", "number", "said"),
+    [
+        (1000, errno.EACCES, "Use a URI of root."),
+        (1000, errno.EPERM, "Use a URI of root."),
+        (1000, errno.EIO, "Its storage may be failing: look into the kernel log."),
+        (0, errno.EPERM, "The filesystem may not allow it, or the file is immutable: see 'lsattr'."),
+    ],
+)
+def test_rights_are_those_of_the_user_there(uid: int, number: int, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    link: Any = FakeLink(uid=uid)
+    link.lock_image = lambda _path: (_ for _ in ()).throw(failed(os.strerror(number), number))
+    for own in (0, 4711):  # of no meaning there
+        monkeypatch.setattr(os, "geteuid", lambda own=own: own)
+        with pytest.raises(StorageError) as caught, there(link).held([PATH]):
+            pass
+        assert str(caught.value) == f"Cannot lock {PATH} on root@hv1: {os.strerror(number)}. {said}"
+
+
+def test_rights_are_those_of_the_user_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    handle: Any = SimpleNamespace(name="web", uuid=UUID)
+    for own, said in ((0, "see 'lsattr'"), (4711, "Run vbackup as a user with permission to do this")):
+        monkeypatch.setattr(os, "geteuid", lambda own=own: own)
+        with pytest.raises(StorageError, match=said), Here(handle).errors("give it an owner"):
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
