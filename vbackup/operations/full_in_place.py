@@ -188,6 +188,7 @@ class FullRestore:
                     f"Disk {one.dev}: the old image has internal snapshots, which the restored one has not; it is kept:"
                     f" {kept}{self._place.on_host}."
                 )
+        in_place_journal.remove(self._directory)  # nothing that follows needs the images
         return done
 
     def _stored_bytes(self, path: Path) -> int:

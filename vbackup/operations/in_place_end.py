@@ -67,7 +67,8 @@ def settle(
         with place.held([path for path in _images(entry, place) if _seen(path, place) is not None]):
             refuse_started(handle)
             finish(directory, entry.disks, place, keep_old=keep_old, reporter=reporter)
-        place.whole(entry.devs)
+        place.whole(entry.devs)  # if the link to it is lost, the journal lets the next run do it
+        in_place_journal.remove(directory)
         reporter.step(f"An interrupted restore in place to backup {entry.backup} was finished.")
         return False
     return _run_again(entry, devs, place, directory, reporter)
@@ -139,10 +140,10 @@ def _run_again(entry: Entry, devs: Collection[str], place: Place, directory: Pat
 def finish(
     directory: Path, disks: Sequence[Replaced], place: Place, *, reporter: Reporter, keep_old: bool = False
 ) -> None:
-    """Put all new images in their places, remove the old ones unless they are kept, and then the journal.
+    """Put all new images in their places, and remove the old ones unless they are kept; the journal is the caller's.
 
     An old image that is not as it was recorded is kept, with a warning. Raises UnsuitableError if a new one is not, or
-    is gone (the journal stays then), StorageError, RemoteError, LinkLostError.
+    is gone, StorageError, RemoteError, LinkLostError; the journal has to stay then.
     """
     pairs = [(one, place.replacement(one.path, one.backup)) for one in disks]
     on_host = place.on_host
@@ -175,7 +176,6 @@ def finish(
             f"Disk {one.dev}: {names.kept}{on_host} stays: it was written to after the restore was interrupted, or is"
             " not the image that was replaced. Remove it if you do not need it."
         )
-    in_place_journal.remove(directory)
 
 
 def _refuse_lost(one: Replaced, place: Place, directory: Path) -> None:

@@ -13,8 +13,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from vbackup.domain.host import DomainHandle, Host
-from vbackup.errors import DomainNotFoundError, command, domain_argument
+from vbackup.errors import DomainNotFoundError, LinkLostError, command, domain_argument
 from vbackup.files import refuse_link
+from vbackup.hooks import half_restored
 from vbackup.model import Backup, MachineKind
 from vbackup.operations import full_in_place, in_place_end, restore_scripts
 from vbackup.operations.full_in_place import FullRequest, RestoredInFull
@@ -133,10 +134,22 @@ def _restored(request: InPlaceRequest, handle: DomainHandle, place: Place, what:
         with full.written(ready.devs):
             done = ready.run(about_to_write=half_written)
             replaced = full.exchange(about_to_write=half_written)
-    place.whole([*(one.dev for one in done), *(one.dev for one in replaced)])
+    _whole([*(one.dev for one in done), *(one.dev for one in replaced)], handle, place, reporter)
     return RestoredInPlace(
         point.backup.id, handle.name, handle.uuid, tuple(done), tuple(replaced), machine_untouched(point.backup)
     )
+
+
+def _whole(devs: Sequence[str], handle: DomainHandle, place: Place, reporter: Reporter) -> None:
+    """Record that all disks are restored, or warn if the link is lost, which changes nothing in that."""
+    try:
+        place.whole(devs)
+    except LinkLostError as err:
+        reporter.warning(
+            f"All disks are restored, but then the SSH connection to {err.host} {err.how}: libvirt's hook script there"
+            f" may still refuse to start domain {handle.name}. Remove {half_restored.DIRECTORY / handle.uuid}"
+            f"{place.on_host}, unless it names other disks than {', '.join(devs)}."
+        )
 
 
 def _not_there(handle: DomainHandle, repository: Repository) -> DomainNotFoundError:

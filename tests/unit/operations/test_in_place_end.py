@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.unit.builders import Recorder
-from vbackup.errors import UnsuitableError
+from vbackup.errors import LinkLostError, UnsuitableError
 from vbackup.images.replacement import Replacement
 from vbackup.operations import in_place_end
 from vbackup.operations.in_place_host import Here
@@ -185,3 +185,20 @@ def test_images_of_another_host_of_the_same_name_are_left_alone(dead: Dead, step
     place.uri = uri
     dead.settle(place=place)
     assert dead.contents() == {"path": "new" if step is Step.EXCHANGING else "old"}
+
+
+def test_journal_stays_until_the_hook_script_knows(dead: Dead) -> None:
+    """The link to the host of the images is lost in the last step."""
+    dead.record(Step.EXCHANGING)
+    place: Any = Here(dead.handle)
+
+    def lose(_devs: object) -> None:
+        raise LinkLostError("root@hv1", "broke")
+
+    place.whole = lose
+    with pytest.raises(LinkLostError):
+        dead.settle(place=place)
+    assert dead.is_pending
+    assert not dead.settle()
+    assert dead.contents() == {"path": "new"}
+    assert not dead.is_pending
