@@ -208,6 +208,28 @@ class FullRestore:
         )
 
 
+def ended(
+    finished: Mapping[str, Replaced], reasons: Mapping[str, str], place: Place, point: Chosen, *, keep_old: bool
+) -> list[RestoredInFull]:
+    """Return those of the disks in ``reasons`` that need no new image: a dead run has made it, and settle finished it.
+
+    ``finished``: see in_place_end.Settled. Another image would differ in nothing, and with ``keep_old`` its name for
+    the old one would be taken.
+    """
+    found = []
+    for dev, reason in reasons.items():
+        one = finished.get(dev)
+        if one is None or one.backup != point.choice.disks[dev].id:
+            continue
+        kept = place.replacement(one.path, one.backup).kept
+        with place.errors(f"look at {one.path}"):
+            status = place.status(one.path)
+            is_kept = (one.is_kept or keep_old) and place.seen(kept) is not None
+        size_bytes = 0 if status is None else status.stored_bytes
+        found.append(RestoredInFull(dev, one.backup, reason, one.path, size_bytes, kept if is_kept else None))
+    return found
+
+
 @contextmanager
 def prepared(
     request: FullRequest,

@@ -6,7 +6,8 @@ removed, and nothing that would lose its name is replaced.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from vbackup.domain import domain_xml
@@ -20,6 +21,14 @@ from vbackup.repository.in_place_journal import Entry, Replaced, Seen, Step
 from vbackup.repository.repository import Repository
 
 
+@dataclass(frozen=True)
+class Settled:
+    """What a restore in place finds after a dead one was ended."""
+
+    is_resumed: bool = False  #: some disks may be rolled back and others not: the journal stays until all are written
+    finished: Mapping[str, Replaced] = field(default_factory=dict)  #: by dev: new images that nobody has written to
+
+
 def settle(
     handle: DomainHandle,
     devs: Collection[str],
@@ -28,19 +37,18 @@ def settle(
     keep_old: bool,
     repository: Repository,
     reporter: Reporter,
-) -> bool:
+) -> Settled:
     """End what a dead run has left, before a restore in place of the disks in ``devs``, whose images ``place`` has.
 
-    Return True if some disks may be rolled back and others not: then the journal stays until the new run has written
-    all of them. ``keep_old``: no old image is removed. The caller has the domain's lock in the repository. Raises
-    UnsuitableError if the domain runs, the journal is not of this host and repository or of images of another host, an
-    image is not the one that it names, or ``devs`` lacks a disk; ChainError if it cannot be read, BusyError,
-    StorageError, RemoteError, LinkLostError.
+    ``keep_old``: no old image is removed. The caller has the domain's lock in the repository. Raises UnsuitableError
+    if the domain runs, the journal is not of this host and repository or of images of another host, an image is not
+    the one that it names, or ``devs`` lacks a disk; ChainError if it cannot be read, BusyError, StorageError,
+    RemoteError, LinkLostError.
     """
     directory = repository.path / handle.uuid
     entry = in_place_journal.read(directory)
     if entry is None:
-        return False
+        return Settled()
     rollback.refuse_running(handle)
     journal = directory / in_place_journal.NAME
     if not entry.is_of(directory):
@@ -51,13 +59,12 @@ def settle(
                 f" again there. If you know what the images of the domain are like, remove {journal} and run it here."
             )
         in_place_journal.remove(directory)
-        return False
+        return Settled()
     if (entry.host, entry.uri) != (place.host, place.uri):  # two hosts can have one name, such as localhost
         _leave(entry, place, directory, reporter)
-        return False
-    known = domain_xml.parse(handle.live_xml()).disks
-    paths = {path for disk in known if (path := place.path_of(disk)) is not None}
-    unknown = [one for one in entry.disks if one.path not in paths]
+        return Settled()
+    paths = {disk.dev: place.path_of(disk) for disk in domain_xml.parse(handle.live_xml()).disks}
+    unknown = [one for one in entry.disks if one.path not in paths.values()]
     if unknown:
         raise UnsuitableError(
             f"A restore in place to backup {entry.backup} was interrupted, but {unknown[0].path}, which it replaced, is"
@@ -67,11 +74,16 @@ def settle(
         with place.held([path for path in _images(entry, place) if _seen(path, place) is not None]):
             refuse_started(handle)
             finish(directory, entry.disks, place, keep_old=keep_old, reporter=reporter)
+            finished = {
+                one.dev: one
+                for one in entry.disks
+                if one.path == paths.get(one.dev) and _seen(one.path, place) == one.new
+            }
         place.whole(entry.devs)  # if the link to it is lost, the journal lets the next run do it
         in_place_journal.remove(directory)
         reporter.step(f"An interrupted restore in place to backup {entry.backup} was finished.")
-        return False
-    return _run_again(entry, devs, place, directory, reporter)
+        return Settled(finished=finished)
+    return Settled(is_resumed=_run_again(entry, devs, place, directory, reporter))
 
 
 def _leave(entry: Entry, place: Place, directory: Path, reporter: Reporter) -> None:
@@ -108,7 +120,7 @@ def _seen(path: Path, place: Place) -> Seen | None:
 
 
 def _run_again(entry: Entry, devs: Collection[str], place: Place, directory: Path, reporter: Reporter) -> bool:
-    """Remove the new images, which are made again, and the journal unless a disk may be rolled back already."""
+    """Remove the new images, which are made again, and the journal. Return True if it stays: a disk may be changed."""
     lacking = sorted(entry.devs - set(devs))
     if entry.is_begun and lacking:
         raise UnsuitableError(

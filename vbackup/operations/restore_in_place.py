@@ -123,17 +123,18 @@ def _restored(request: InPlaceRequest, handle: DomainHandle, place: Place, what:
         again = _command(request, handle, point.backup, repository, uri=place.uri or handle.host.uri)
         place.half_restored(devs, command=again, reporter=reporter)
 
-    is_resumed = in_place_end.settle(
+    settled = in_place_end.settle(
         handle, point.chains, place, keep_old=request.keep_old, repository=repository, reporter=reporter
     )
-    with (
-        place.rollback(how, what) as ready,
-        full_in_place.prepared(in_full, ready.reasons, handle, place, what, is_resumed=is_resumed) as full,
-    ):
-        _warn(point, ready.untouched, handle, reporter, is_asked=bool(request.wanted.disks))
-        with full.written(ready.devs):
-            done = ready.run(about_to_write=half_written)
-            replaced = full.exchange(about_to_write=half_written)
+    with place.rollback(how, what) as ready:
+        replaced = full_in_place.ended(settled.finished, ready.reasons, place, point, keep_old=request.keep_old)
+        ended = {one.dev for one in replaced}
+        reasons = {dev: reason for dev, reason in ready.reasons.items() if dev not in ended}
+        with full_in_place.prepared(in_full, reasons, handle, place, what, is_resumed=settled.is_resumed) as full:
+            _warn(point, ready.untouched, handle, reporter, is_asked=bool(request.wanted.disks))
+            with full.written(ready.devs):
+                done = ready.run(about_to_write=half_written)
+                replaced += full.exchange(about_to_write=half_written)
     _whole([*(one.dev for one in done), *(one.dev for one in replaced)], handle, place, reporter)
     return RestoredInPlace(
         point.backup.id, handle.name, handle.uuid, tuple(done), tuple(replaced), machine_untouched(point.backup)

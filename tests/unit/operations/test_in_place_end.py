@@ -13,7 +13,8 @@ import pytest
 from tests.unit.builders import Recorder
 from vbackup.errors import LinkLostError, UnsuitableError
 from vbackup.images.replacement import Replacement
-from vbackup.operations import in_place_end
+from vbackup.operations import full_in_place, in_place_end
+from vbackup.operations.full_in_place import RestoredInFull
 from vbackup.operations.in_place_host import Here
 from vbackup.repository import in_place_journal
 from vbackup.repository.in_place_journal import Replaced, Seen, Step
@@ -51,7 +52,7 @@ class Dead:
         in_place_journal.write(self.directory, step, backup=ID, disks=[made], rolled=rolled)
 
     def settle(self, *devs: str, keep_old: bool = False, place: Here | None = None) -> bool:
-        return in_place_end.settle(
+        self.settled = in_place_end.settle(
             self.handle,
             devs or ("vda", "vdb"),
             place or Here(self.handle),
@@ -59,6 +60,7 @@ class Dead:
             repository=self.repo,
             reporter=self.recorder,
         )
+        return self.settled.is_resumed
 
     def contents(self) -> dict[str, str]:
         one = self.names
@@ -81,6 +83,33 @@ def test_exchange_is_finished_and_the_old_image_kept_if_that_is_asked(dead: Dead
     assert not dead.settle(keep_old=keep_old)
     assert dead.contents() == {"path": "new", **({"kept": "old"} if keep_old else {})}
     assert not dead.is_pending
+
+
+@pytest.mark.parametrize("keep_old", [False, True])
+def test_disk_that_was_finished_is_not_restored_again(dead: Dead, keep_old: bool) -> None:
+    """With --keep-old there would be no name for its old image: the one that it would get is there."""
+    dead.record(Step.EXCHANGING)
+    dead.names.put()  # the last that the dead run did
+    dead.settle(keep_old=keep_old)
+
+    def ended(backup: str = ID) -> list[RestoredInFull]:
+        point: Any = SimpleNamespace(
+            choice=SimpleNamespace(disks=dict.fromkeys(("vda", "vdb"), SimpleNamespace(id=backup)))
+        )
+        reasons = {"vda": "it is raw", "vdb": "it is raw"}
+        place = Here(dead.handle)
+        return full_in_place.ended(dead.settled.finished, reasons, place, point, keep_old=keep_old)
+
+    path = dead.names.path
+    kept = dead.names.kept if keep_old else None
+    size_bytes = path.stat().st_blocks * 512
+    assert ended() == [RestoredInFull("vda", ID, "it is raw", path, size_bytes, kept)]
+    assert ended("20261124T101500Z-full") == []  # to another backup
+    done = Replaced("vda", path, ID, False, None, Seen.of(path))
+    in_place_journal.write(dead.directory, Step.EXCHANGING, backup=ID, disks=[done])
+    path.write_text("new, and what the guest wrote")
+    dead.settle(keep_old=keep_old)
+    assert ended() == []
 
 
 def test_what_was_written_since_is_kept(dead: Dead) -> None:
