@@ -85,15 +85,27 @@ def test_disk_without_bitmap_gets_a_new_image_and_the_chain_goes_on(rolled: Roll
     rolled.restored(third["id"])
 
 
-def test_old_image_is_kept_and_a_lost_one_is_made_again(rolled: Rolled) -> None:
+def test_old_image_is_kept_and_a_lost_one_is_made_again(rolled: Rolled, monkeypatch: pytest.MonkeyPatch) -> None:
     vda, vdb = (spec.path for spec in rolled.chain.specs)
     first = rolled.backup()
     write(vda, "write -P 3 4M 128k")
     before = rolled.copy(rolled.chain.specs[0], "before")
     lose_bitmaps(vda)
     vdb.unlink()
-    outcome = in_place(rolled, "--backup", first["id"], "--keep-old", "--no-checkpoint")
+    put = replacement.Replacement.put
+
+    def put_and_fail(self: replacement.Replacement) -> None:
+        put(self)
+        raise OSError(5, "the end")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(replacement.Replacement, "put", put_and_fail)
+        argv = ("--backup", first["id"], "--keep-old", "--no-checkpoint")
+        assert "Run the same command again, which ends it" in in_place(rolled, *argv, status=7).stderr
+    inode = vda.stat().st_ino
+    outcome = in_place(rolled, *argv)
     kept = vda.with_name(f"vda.qcow2.before-{first['id']}")
+    assert vda.stat().st_ino == inode  # it was complete, so it is not made again
     assert f"the old one is {kept}" in outcome.stdout
     compare_content(kept, before)
     rolled.compare(first["id"])

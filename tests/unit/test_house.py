@@ -41,7 +41,6 @@ ELSEWHERE = {
     "operations.restore_there": "end_to_end/test_restore_there.py",  # needs a hypervisor, as the next one
     "operations.disk_places_there": "end_to_end/test_restore_there.py",
     "operations.tpm_there": "end_to_end/test_restore_there.py",
-    "operations.in_place_there": "end_to_end/test_in_place_there.py",
     "images.there": "end_to_end/test_restore_there.py",
     "qemu.nbd_layer": "contract/test_nbd_layer.py",  # needs a server
     "operations.in_place_host": "end_to_end/test_full_in_place.py",

@@ -9,9 +9,7 @@ images whose kind a new one could not have, are refused. The images are on this 
 
 from __future__ import annotations
 
-import errno
 import logging
-import os
 import shlex
 import stat
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -22,7 +20,6 @@ from pathlib import Path
 from vbackup.domain import domain_xml
 from vbackup.domain.host import DomainHandle
 from vbackup.errors import ChainError, DiskError, NoSpaceError, StorageError, VbackupError
-from vbackup.files import storage_errors
 from vbackup.images import restoring
 from vbackup.images.replacement import Replacement
 from vbackup.model import BlockDriver, Disk, ImageFormat
@@ -97,7 +94,7 @@ class FullRestore:
         ]
 
     def _seen(self, path: Path) -> Seen | None:
-        with storage_errors(f"look at {path}{self._place.on_host}"):
+        with self._place.errors(f"look at {path}"):
             return self._place.seen(path)
 
     @contextmanager
@@ -164,7 +161,7 @@ class FullRestore:
             )
         for one in self._targets:
             new, old = one.replacement.new, one.replacement.path
-            with storage_errors(f"give {new} the owner, mode and label of {old}{self._place.on_host}"):
+            with self._place.errors(f"give {new} the owner, mode and label of {old}"):
                 one.replacement.take_attributes()
 
     def exchange(self, *, about_to_write: Callable[[Sequence[str]], None] = lambda _devs: None) -> list[RestoredInFull]:
@@ -191,10 +188,11 @@ class FullRestore:
                     f"Disk {one.dev}: the old image has internal snapshots, which the restored one has not; it is kept:"
                     f" {kept}{self._place.on_host}."
                 )
+        in_place_journal.remove(self._directory)  # nothing that follows needs the images
         return done
 
     def _stored_bytes(self, path: Path) -> int:
-        with storage_errors(f"look at {path}{self._place.on_host}"):
+        with self._place.errors(f"look at {path}"):
             found = self._place.status(path)
         return 0 if found is None else found.stored_bytes
 
@@ -208,6 +206,28 @@ class FullRestore:
             host=self._place.host,
             uri=self._place.uri,
         )
+
+
+def ended(
+    finished: Mapping[str, Replaced], reasons: Mapping[str, str], place: Place, point: Chosen, *, keep_old: bool
+) -> list[RestoredInFull]:
+    """Return those of the disks in ``reasons`` that need no new image: a dead run has made it, and settle finished it.
+
+    ``finished``: see in_place_end.Settled. Another image would differ in nothing, and with ``keep_old`` its name for
+    the old one would be taken.
+    """
+    found = []
+    for dev, reason in reasons.items():
+        one = finished.get(dev)
+        if one is None or one.backup != point.choice.disks[dev].id:
+            continue
+        kept = place.replacement(one.path, one.backup).kept
+        with place.errors(f"look at {one.path}"):
+            status = place.status(one.path)
+            is_kept = (one.is_kept or keep_old) and place.seen(kept) is not None
+        size_bytes = 0 if status is None else status.stored_bytes
+        found.append(RestoredInFull(dev, one.backup, reason, one.path, size_bytes, kept if is_kept else None))
+    return found
 
 
 @contextmanager
@@ -246,7 +266,7 @@ def prepared(
     verify.check_chains(chains, what.repository, reporter=what.reporter, stop=what.stop)
     old = []
     for one in targets:
-        with storage_errors(f"look at {one.replacement.path}{place.on_host}"):
+        with place.errors(f"look at {one.replacement.path}"):
             if place.status(one.replacement.path) is not None:
                 old.append(one.replacement.path)
     with place.held(old):
@@ -265,7 +285,7 @@ class _UnfitError(Exception):
 
 def _target(disk: Disk, reason: str, request: FullRequest, place: Place, point: Chosen) -> _Target:
     path = _path(disk, place)
-    with storage_errors(f"look at {path}{place.on_host}"):
+    with place.errors(f"look at {path}"):
         status = place.status(path)
         directory = place.status(path.parent)
     if status is not None and stat.S_ISBLK(status.mode):
@@ -300,7 +320,7 @@ def _path(disk: Disk, place: Place) -> Path:
 
 def _refuse_taken(replacement: Replacement, place: Place) -> None:
     """Raise _UnfitError if the image can get no other name, StorageError if one that is needed is taken."""
-    with storage_errors(f"look at {replacement.path}{place.on_host}"):
+    with place.errors(f"look at {replacement.path}"):
         barrier = replacement.barrier()
         if barrier is not None:
             raise _UnfitError(barrier)
@@ -322,7 +342,8 @@ def _look_at(path: Path, status: Status, disk: Disk, request: FullRequest, place
     if disk.format != BlockDriver.QCOW2:
         return False
     try:
-        header = place.header(path)
+        with place.errors(f"read the header of {path}"):  # not read is not the same as "no snapshots"
+            header = place.header(path)
     except ChainError:
         return False  # nobody can use it as it is
     if header.encrypted:
@@ -339,15 +360,10 @@ def _refuse_full(targets: Sequence[_Target], place: Place, what: Restore) -> Non
     for one in targets:
         old = one.replacement.path
         directory = old.parent
-        with storage_errors(f"make an image in {directory}{on_host}"):
+        with place.errors(f"make an image in {directory}"):
             device, free_bytes = place.room(directory)
-        with storage_errors(f"give a new image in {directory} the owner, mode and label of {old}{on_host}"):
-            try:
-                one.replacement.check_attributes()
-            except PermissionError as err:
-                if os.geteuid() == 0:
-                    raise
-                raise PermissionError(errno.EACCES, err.strerror) from err
+        with place.errors(f"give a new image in {directory} the owner, mode and label of {old}"):
+            one.replacement.check_attributes()
         needed[device] = needed.get(device, 0) + restoring.needed_bytes(what.point.chains[one.dev], what.repository)
         if needed[device] > free_bytes:
             raise NoSpaceError(

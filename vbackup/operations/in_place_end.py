@@ -6,19 +6,27 @@ removed, and nothing that would lose its name is replaced.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from vbackup.domain import domain_xml
 from vbackup.domain.host import DomainHandle
 from vbackup.errors import BusyError, UnsuitableError
-from vbackup.files import storage_errors
 from vbackup.operations import rollback
 from vbackup.operations.in_place_host import Place
 from vbackup.report import Reporter
 from vbackup.repository import in_place_journal
 from vbackup.repository.in_place_journal import Entry, Replaced, Seen, Step
 from vbackup.repository.repository import Repository
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What a restore in place finds after a dead one was ended."""
+
+    is_resumed: bool = False  #: some disks may be rolled back and others not: the journal stays until all are written
+    finished: Mapping[str, Replaced] = field(default_factory=dict)  #: by dev: new images that nobody has written to
 
 
 def settle(
@@ -29,19 +37,18 @@ def settle(
     keep_old: bool,
     repository: Repository,
     reporter: Reporter,
-) -> bool:
+) -> Settled:
     """End what a dead run has left, before a restore in place of the disks in ``devs``, whose images ``place`` has.
 
-    Return True if some disks may be rolled back and others not: then the journal stays until the new run has written
-    all of them. ``keep_old``: no old image is removed. The caller has the domain's lock in the repository. Raises
-    UnsuitableError if the domain runs, the journal is not of this host and repository or of images of another host, an
-    image is not the one that it names, or ``devs`` lacks a disk; ChainError if it cannot be read, BusyError,
-    StorageError, RemoteError, LinkLostError.
+    ``keep_old``: no old image is removed. The caller has the domain's lock in the repository. Raises UnsuitableError
+    if the domain runs, the journal is not of this host and repository or of images of another host, an image is not
+    the one that it names, or ``devs`` lacks a disk; ChainError if it cannot be read, BusyError, StorageError,
+    RemoteError, LinkLostError.
     """
     directory = repository.path / handle.uuid
     entry = in_place_journal.read(directory)
     if entry is None:
-        return False
+        return Settled()
     rollback.refuse_running(handle)
     journal = directory / in_place_journal.NAME
     if not entry.is_of(directory):
@@ -52,13 +59,12 @@ def settle(
                 f" again there. If you know what the images of the domain are like, remove {journal} and run it here."
             )
         in_place_journal.remove(directory)
-        return False
-    if entry.host != place.host:
+        return Settled()
+    if (entry.host, entry.uri) != (place.host, place.uri):  # two hosts can have one name, such as localhost
         _leave(entry, place, directory, reporter)
-        return False
-    known = domain_xml.parse(handle.live_xml()).disks
-    paths = {path for disk in known if (path := place.path_of(disk)) is not None}
-    unknown = [one for one in entry.disks if one.path not in paths]
+        return Settled()
+    paths = {disk.dev: place.path_of(disk) for disk in domain_xml.parse(handle.live_xml()).disks}
+    unknown = [one for one in entry.disks if one.path not in paths.values()]
     if unknown:
         raise UnsuitableError(
             f"A restore in place to backup {entry.backup} was interrupted, but {unknown[0].path}, which it replaced, is"
@@ -68,16 +74,23 @@ def settle(
         with place.held([path for path in _images(entry, place) if _seen(path, place) is not None]):
             refuse_started(handle)
             finish(directory, entry.disks, place, keep_old=keep_old, reporter=reporter)
-        place.whole(entry.devs)
+            finished = {
+                one.dev: one
+                for one in entry.disks
+                if one.path == paths.get(one.dev) and _seen(one.path, place) == one.new
+            }
+        place.whole(entry.devs)  # if the link to it is lost, the journal lets the next run do it
+        in_place_journal.remove(directory)
         reporter.step(f"An interrupted restore in place to backup {entry.backup} was finished.")
-        return False
-    return _run_again(entry, devs, place, directory, reporter)
+        return Settled(finished=finished)
+    return Settled(is_resumed=_run_again(entry, devs, place, directory, reporter))
 
 
 def _leave(entry: Entry, place: Place, directory: Path, reporter: Reporter) -> None:
     """Leave what concerns images of another host than ``place``. Raises UnsuitableError if a domain is half restored.
 
-    The domains on both have the same UUID, as a standby and its original.
+    The domains on both have the same UUID, as a standby and its original. A host counts as another one under another
+    URI, too: what it calls itself proves nothing.
     """
     journal, where = directory / in_place_journal.NAME, entry.host or "this host"
     if entry.is_begun:
@@ -102,12 +115,12 @@ def _images(entry: Entry, place: Place) -> list[Path]:
 
 
 def _seen(path: Path, place: Place) -> Seen | None:
-    with storage_errors(f"look at {path}{place.on_host}"):
+    with place.errors(f"look at {path}"):
         return place.seen(path)
 
 
 def _run_again(entry: Entry, devs: Collection[str], place: Place, directory: Path, reporter: Reporter) -> bool:
-    """Remove the new images, which are made again, and the journal unless a disk may be rolled back already."""
+    """Remove the new images, which are made again, and the journal. Return True if it stays: a disk may be changed."""
     lacking = sorted(entry.devs - set(devs))
     if entry.is_begun and lacking:
         raise UnsuitableError(
@@ -117,7 +130,7 @@ def _run_again(entry: Entry, devs: Collection[str], place: Place, directory: Pat
         )
     for one in entry.disks:
         names = place.replacement(one.path, one.backup)
-        with storage_errors(f"remove {names.new}{place.on_host}"):
+        with place.errors(f"remove {names.new}"):
             found = place.seen(names.new)
             if found is None:
                 continue
@@ -139,27 +152,32 @@ def _run_again(entry: Entry, devs: Collection[str], place: Place, directory: Pat
 def finish(
     directory: Path, disks: Sequence[Replaced], place: Place, *, reporter: Reporter, keep_old: bool = False
 ) -> None:
-    """Put all new images in their places, remove the old ones unless they are kept, and then the journal.
+    """Put all new images in their places, and remove the old ones unless they are kept; the journal is the caller's.
 
-    An old image that is not as it was recorded is kept, with a warning. Raises UnsuitableError if a new one is not,
-    StorageError, RemoteError, LinkLostError.
+    An old image that is not as it was recorded is kept, with a warning. Raises UnsuitableError if a new one is not, or
+    is gone, StorageError, RemoteError, LinkLostError; the journal has to stay then.
     """
     pairs = [(one, place.replacement(one.path, one.backup)) for one in disks]
     on_host = place.on_host
     for one, names in pairs:
-        if _seen(names.new, place) not in (None, one.new):
+        found = _seen(names.new, place)
+        if found is None:
+            _refuse_lost(one, place, directory)
+        elif found != one.new:
             raise UnsuitableError(
                 f"{names.new}{on_host} is not as the restore in place has made it, so it does not take the place of"
                 f" {one.path}. Move it away, remove {directory / in_place_journal.NAME}, and restore the disk {one.dev}"
                 " again."
             )
     for one, names in pairs:
-        with storage_errors(f"put {names.new} in the place of {one.path}{on_host}"):
+        with place.errors(f"put {names.new} in the place of {one.path}"):
             names.put()
+    for one, _ in pairs:
+        _refuse_lost(one, place, directory)
     for one, names in pairs:
         if one.is_kept or keep_old:
             continue
-        with storage_errors(f"remove {names.kept}{on_host}"):
+        with place.errors(f"remove {names.kept}"):
             kept, present = place.seen(names.kept), place.seen(one.path)
             if kept is None:
                 continue
@@ -170,7 +188,17 @@ def finish(
             f"Disk {one.dev}: {names.kept}{on_host} stays: it was written to after the restore was interrupted, or is"
             " not the image that was replaced. Remove it if you do not need it."
         )
-    in_place_journal.remove(directory)
+
+
+def _refuse_lost(one: Replaced, place: Place, directory: Path) -> None:
+    """Raise UnsuitableError if the image of a disk is not the new one, whose other name is gone."""
+    present = _seen(one.path, place)
+    if one.new is None or present is None or present.inode != one.new.inode:
+        raise UnsuitableError(
+            f"The new image of disk {one.dev} is gone: {one.path}{place.on_host} is not the one that the restore in"
+            f" place has made, nor is {place.replacement(one.path, one.backup).new}. Look at the images, remove"
+            f" {directory / in_place_journal.NAME}, and restore the disk again."
+        )
 
 
 def refuse_started(handle: DomainHandle) -> None:

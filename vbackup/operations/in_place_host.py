@@ -8,8 +8,8 @@ from __future__ import annotations
 import errno
 import os
 import tempfile
-from collections.abc import Collection, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -18,7 +18,8 @@ from vbackup.domain import access
 from vbackup.domain.host import DomainHandle
 from vbackup.engine import restored_checkpoint
 from vbackup.engine.restored_checkpoint import RestoredImage
-from vbackup.errors import VbackupError, domain_argument
+from vbackup.errors import ChainError, VbackupError, domain_argument
+from vbackup.files import storage_errors
 from vbackup.hooks import half_restored
 from vbackup.hooks.marks import Work, offline_mark
 from vbackup.images.replacement import Replacement
@@ -78,6 +79,9 @@ class Place(Protocol):
     def on_host(self) -> str:
         """Says in messages where a file is, with a blank in front; "" for this host."""
 
+    def errors(self, what: str) -> AbstractContextManager[None]:
+        """Translate OSError as vbackup.files.storage_errors does; says on which host, and what a user there lacks."""
+
     # files
 
     def path_of(self, disk: Disk) -> Path | None:
@@ -93,7 +97,7 @@ class Place(Protocol):
         """Return what a file is; None if there is none. Raises OSError."""
 
     def header(self, path: Path) -> qcow2.Header:
-        """Return the header of a qcow2 image. Raises ChainError if it has none that QEMU accepts."""
+        """Return the header of a qcow2 image. Raises ChainError if it has none that QEMU accepts, OSError."""
 
     def doubt(self, image: Image) -> str | None:
         """Return what keeps us from knowing that no other host has the image open, as vbackup.domain.access.doubt."""
@@ -138,6 +142,17 @@ class Here:
     def __init__(self, handle: DomainHandle) -> None:
         self._handle = handle
 
+    @contextmanager
+    def errors(self, what: str) -> Iterator[None]:
+        """Raise them. EPERM means to a user who is not root that root may."""
+        with storage_errors(what):
+            try:
+                yield
+            except PermissionError as err:
+                if err.errno == errno.EPERM and os.geteuid() != 0:
+                    raise PermissionError(errno.EACCES, err.strerror) from err
+                raise
+
     def path_of(self, disk: Disk) -> Path | None:
         """Look up volumes. A path of a libvirt that is not on this host is none."""
         path = named_path(disk, self._handle)
@@ -161,7 +176,12 @@ class Here:
 
     def header(self, path: Path) -> qcow2.Header:
         """Read it."""
-        return qcow2.header_of_source(path)
+        try:
+            return qcow2.header_of_source(path)
+        except ChainError as err:
+            if isinstance(err.__cause__, OSError):
+                raise err.__cause__ from None
+            raise
 
     def doubt(self, image: Image) -> str | None:
         """Look at its file system."""

@@ -22,7 +22,7 @@ from vbackup.domain.host import DomainHandle
 from vbackup.domain.image_host import ImagesThere
 from vbackup.domain.offline import OffSource
 from vbackup.engine.rollback_reach import There as Reach
-from vbackup.errors import BusyError, ChainError, RemoteError, domain_argument
+from vbackup.errors import BusyError, RemoteError, StorageError, domain_argument
 from vbackup.files import storage_errors
 from vbackup.hooks import half_restored
 from vbackup.hooks.marks import Work
@@ -70,6 +70,17 @@ class There:
         """Name the host as in other messages."""
         return f" on {self._link.host}"
 
+    @contextmanager
+    def errors(self, what: str) -> Iterator[None]:
+        """Raise them. It is the user of the URI who may not do it, whoever runs vbackup here."""
+        with storage_errors(f"{what}{self.on_host}"):
+            try:
+                yield
+            except PermissionError as err:
+                if self._link.hello.get("uid") == 0:
+                    raise
+                raise StorageError(f"Cannot {what}{self.on_host}: {err.strerror}. Use a URI of root.") from err
+
     # files
 
     def path_of(self, disk: Disk) -> Path | None:
@@ -108,10 +119,9 @@ class There:
 
     def header(self, path: Path) -> qcow2.Header:
         """Read it through the helper."""
-        try:
-            return qcow2.header_in(next(self._link.read_file(os.fspath(path)), b""), path)
-        except RemoteError as err:
-            raise ChainError(str(err)) from err
+        with _kernel_errors():
+            data = next(self._link.read_file(os.fspath(path)), b"")
+        return qcow2.header_in(data, path)
 
     def doubt(self, image: Image) -> str | None:
         """Look at its file system there."""
@@ -127,7 +137,8 @@ class There:
         """Let the helper lock them; its end unlocks them."""
         with ExitStack() as stack:
             for path in paths:
-                handle = self._link.lock_image(os.fspath(path))
+                with self.errors(f"lock {path}"), _kernel_errors():
+                    handle = self._link.lock_image(os.fspath(path))
                 if handle is None:
                     raise BusyError(
                         f"The image {path} is open in another process on {self._link.host}; nothing was written. Run"
@@ -200,7 +211,7 @@ class There:
                 finish=finish,
             )
             for one in images:
-                with storage_errors(f"make {one.replacement.new}{self.on_host}"):
+                with self.errors(f"make {one.replacement.new}"):
                     one.replacement.adopt(made[one.dev])
 
     def elsewhere(self, backup: str, *, option: str) -> str:

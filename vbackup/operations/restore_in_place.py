@@ -13,8 +13,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from vbackup.domain.host import DomainHandle, Host
-from vbackup.errors import DomainNotFoundError, command, domain_argument
+from vbackup.errors import DomainNotFoundError, LinkLostError, command, domain_argument
 from vbackup.files import refuse_link
+from vbackup.hooks import half_restored
 from vbackup.model import Backup, MachineKind
 from vbackup.operations import full_in_place, in_place_end, restore_scripts
 from vbackup.operations.full_in_place import FullRequest, RestoredInFull
@@ -122,21 +123,34 @@ def _restored(request: InPlaceRequest, handle: DomainHandle, place: Place, what:
         again = _command(request, handle, point.backup, repository, uri=place.uri or handle.host.uri)
         place.half_restored(devs, command=again, reporter=reporter)
 
-    is_resumed = in_place_end.settle(
+    settled = in_place_end.settle(
         handle, point.chains, place, keep_old=request.keep_old, repository=repository, reporter=reporter
     )
-    with (
-        place.rollback(how, what) as ready,
-        full_in_place.prepared(in_full, ready.reasons, handle, place, what, is_resumed=is_resumed) as full,
-    ):
-        _warn(point, ready.untouched, handle, reporter, is_asked=bool(request.wanted.disks))
-        with full.written(ready.devs):
-            done = ready.run(about_to_write=half_written)
-            replaced = full.exchange(about_to_write=half_written)
-    place.whole([*(one.dev for one in done), *(one.dev for one in replaced)])
+    with place.rollback(how, what) as ready:
+        replaced = full_in_place.ended(settled.finished, ready.reasons, place, point, keep_old=request.keep_old)
+        ended = {one.dev for one in replaced}
+        reasons = {dev: reason for dev, reason in ready.reasons.items() if dev not in ended}
+        with full_in_place.prepared(in_full, reasons, handle, place, what, is_resumed=settled.is_resumed) as full:
+            _warn(point, ready.untouched, handle, reporter, is_asked=bool(request.wanted.disks))
+            with full.written(ready.devs):
+                done = ready.run(about_to_write=half_written)
+                replaced += full.exchange(about_to_write=half_written)
+    _whole([*(one.dev for one in done), *(one.dev for one in replaced)], handle, place, reporter)
     return RestoredInPlace(
         point.backup.id, handle.name, handle.uuid, tuple(done), tuple(replaced), machine_untouched(point.backup)
     )
+
+
+def _whole(devs: Sequence[str], handle: DomainHandle, place: Place, reporter: Reporter) -> None:
+    """Record that all disks are restored, or warn if the link is lost, which changes nothing in that."""
+    try:
+        place.whole(devs)
+    except LinkLostError as err:
+        reporter.warning(
+            f"All disks are restored, but then the SSH connection to {err.host} {err.how}: libvirt's hook script there"
+            f" may still refuse to start domain {handle.name}. Remove {half_restored.DIRECTORY / handle.uuid}"
+            f"{place.on_host}, unless it names other disks than {', '.join(devs)}."
+        )
 
 
 def _not_there(handle: DomainHandle, repository: Repository) -> DomainNotFoundError:

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from tests.unit.builders import Recorder
-from vbackup.errors import UnsuitableError
+from vbackup.errors import LinkLostError, UnsuitableError
 from vbackup.images.replacement import Replacement
-from vbackup.operations import in_place_end
+from vbackup.operations import full_in_place, in_place_end
+from vbackup.operations.full_in_place import RestoredInFull
 from vbackup.operations.in_place_host import Here
 from vbackup.repository import in_place_journal
 from vbackup.repository.in_place_journal import Replaced, Seen, Step
@@ -50,15 +51,16 @@ class Dead:
         made = Replaced("vda", self.names.path, ID, is_kept, Seen.of(self.names.path), Seen.of(self.names.new))
         in_place_journal.write(self.directory, step, backup=ID, disks=[made], rolled=rolled)
 
-    def settle(self, *devs: str, keep_old: bool = False) -> bool:
-        return in_place_end.settle(
+    def settle(self, *devs: str, keep_old: bool = False, place: Here | None = None) -> bool:
+        self.settled = in_place_end.settle(
             self.handle,
             devs or ("vda", "vdb"),
-            Here(self.handle),
+            place or Here(self.handle),
             keep_old=keep_old,
             repository=self.repo,
             reporter=self.recorder,
         )
+        return self.settled.is_resumed
 
     def contents(self) -> dict[str, str]:
         one = self.names
@@ -83,6 +85,33 @@ def test_exchange_is_finished_and_the_old_image_kept_if_that_is_asked(dead: Dead
     assert not dead.is_pending
 
 
+@pytest.mark.parametrize("keep_old", [False, True])
+def test_disk_that_was_finished_is_not_restored_again(dead: Dead, keep_old: bool) -> None:
+    """With --keep-old there would be no name for its old image: the one that it would get is there."""
+    dead.record(Step.EXCHANGING)
+    dead.names.put()  # the last that the dead run did
+    dead.settle(keep_old=keep_old)
+
+    def ended(backup: str = ID) -> list[RestoredInFull]:
+        point: Any = SimpleNamespace(
+            choice=SimpleNamespace(disks=dict.fromkeys(("vda", "vdb"), SimpleNamespace(id=backup)))
+        )
+        reasons = {"vda": "it is raw", "vdb": "it is raw"}
+        place = Here(dead.handle)
+        return full_in_place.ended(dead.settled.finished, reasons, place, point, keep_old=keep_old)
+
+    path = dead.names.path
+    kept = dead.names.kept if keep_old else None
+    size_bytes = path.stat().st_blocks * 512
+    assert ended() == [RestoredInFull("vda", ID, "it is raw", path, size_bytes, kept)]
+    assert ended("20261124T101500Z-full") == []  # to another backup
+    done = Replaced("vda", path, ID, False, None, Seen.of(path))
+    in_place_journal.write(dead.directory, Step.EXCHANGING, backup=ID, disks=[done])
+    path.write_text("new, and what the guest wrote")
+    dead.settle(keep_old=keep_old)
+    assert ended() == []
+
+
 def test_what_was_written_since_is_kept(dead: Dead) -> None:
     """The domain was started after the kill."""
     dead.record(Step.EXCHANGING)
@@ -95,11 +124,22 @@ def test_what_was_written_since_is_kept(dead: Dead) -> None:
 def test_image_that_an_earlier_run_has_kept_is_not_removed(dead: Dead) -> None:
     """The journal of a hostile repository, or an old one, names it."""
     dead.record(Step.EXCHANGING)
-    dead.names.new.unlink()
+    dead.names.new.replace(dead.names.path)
     dead.names.kept.write_text("theirs")
     assert not dead.settle()
-    assert dead.contents() == {"path": "old", "kept": "theirs"}
+    assert dead.contents() == {"path": "new", "kept": "theirs"}
     assert f"{dead.names.kept} stays" in dead.recorder.warnings[0]
+
+
+def test_restore_whose_new_image_is_gone_is_not_finished(dead: Dead) -> None:
+    """Somebody has cleaned up, or taken the directory from a snapshot."""
+    dead.record(Step.EXCHANGING)
+    dead.names.new.unlink()
+    with pytest.raises(UnsuitableError, match=f"new image of disk vda is gone.* remove {dead.directory}/in-place.json"):
+        dead.settle()
+    assert dead.contents() == {"path": "old"}
+    assert dead.is_pending
+    assert not dead.recorder.steps
 
 
 def test_new_image_that_was_changed_takes_no_place(dead: Dead) -> None:
@@ -158,3 +198,36 @@ def test_images_of_another_host_are_left_alone(dead: Dead, step: Step) -> None:
             dead.settle()
     assert dead.contents() == {"path": "old", "new": "new"}
     assert dead.is_pending == (step is not Step.WRITING)
+
+
+@pytest.mark.parametrize("step", [Step.ROLLING, Step.EXCHANGING])
+def test_images_of_another_host_of_the_same_name_are_left_alone(dead: Dead, step: Step) -> None:
+    """A host calls itself what it likes, and many are localhost.localdomain."""
+    made = Replaced("vda", dead.names.path, ID, False, Seen.of(dead.names.path), Seen.of(dead.names.new))
+    uri, host = "qemu+ssh://root@hv1/system", "localhost.localdomain"
+    in_place_journal.write(dead.directory, step, backup=ID, disks=[made], host=host, uri=uri)
+    place: Any = Here(dead.handle)
+    place.host, place.uri = host, "qemu+ssh://root@hv2/system"
+    with pytest.raises(UnsuitableError, match=f"for that host, with -c {re.escape(uri)}"):
+        dead.settle(place=place)
+    assert dead.contents() == {"path": "old", "new": "new"}
+    place.uri = uri
+    dead.settle(place=place)
+    assert dead.contents() == {"path": "new" if step is Step.EXCHANGING else "old"}
+
+
+def test_journal_stays_until_the_hook_script_knows(dead: Dead) -> None:
+    """The link to the host of the images is lost in the last step."""
+    dead.record(Step.EXCHANGING)
+    place: Any = Here(dead.handle)
+
+    def lose(_devs: object) -> None:
+        raise LinkLostError("root@hv1", "broke")
+
+    place.whole = lose
+    with pytest.raises(LinkLostError):
+        dead.settle(place=place)
+    assert dead.is_pending
+    assert not dead.settle()
+    assert dead.contents() == {"path": "new"}
+    assert not dead.is_pending

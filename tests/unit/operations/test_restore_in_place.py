@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.unit.builders import UUID, Recorder, backup, commit
-from vbackup.errors import DomainNotFoundError, RemoteError, StorageDaemonGoneError
+from vbackup.errors import DomainNotFoundError, LinkLostError, RemoteError, StorageDaemonGoneError
 from vbackup.model import MachineFile, MachineKind
 from vbackup.operations import restore_in_place, rollback
 from vbackup.operations.in_place_there import There
@@ -135,3 +135,17 @@ def test_disk_of_another_host_that_gets_no_new_image_can_be_restored_elsewhere_t
     assert place.elsewhere("ID", option=" --disk=vda=/dev/x") == there + commands
     state = f"/var/lib/libvirt/swtpm/{UUID}/tpm2, the state of its emulated TPM, which undefining deletes"
     assert place.elsewhere("ID", option="") == f"{there}save a copy of {state}; then {commands}"
+
+
+def test_link_that_is_lost_when_all_disks_are_restored_is_a_warning() -> None:
+    def lose(_devs: object) -> None:
+        raise LinkLostError("root@hv2", "broke")
+
+    place = as_handle(SimpleNamespace(on_host=" on root@hv2", whole=lose))
+    restore_in_place._whole(
+        ["vda", "vdb"], as_handle(SimpleNamespace(name="web", uuid=UUID)), place, recorder := Recorder()
+    )
+    [said] = recorder.warnings
+    assert "All disks are restored, but then the SSH connection to root@hv2 broke" in said
+    record = f"/var/lib/vbackup/half-restored/{UUID}"
+    assert said.endswith(f"Remove {record} on root@hv2, unless it names other disks than vda, vdb.")
