@@ -85,8 +85,8 @@ demo: $(VENV_READY) ## Back up and restore a small real virtual machine
 check: lint man-lint $(ENGINES_READY) $(MONITORS_READY) $(VENDORED_READY) ## Lint, type-check, build the man pages and run all tests; .ci/run runs this
 	$(PYTEST) $(SUITES)
 
-check-all: lint man-lint $(ENGINES_READY) $(MONITORS_READY) $(VENDORED_READY) ## The same with coverage of lines and branches
-	$(PYTEST) --cov --cov-report=term $(SUITES)
+check-all: lint man-lint $(ENGINES_READY) $(MONITORS_READY) $(VENDORED_READY) ## The same with the long tests, and coverage of lines and branches
+	$(PYTEST) --long --cov --cov-report=term $(SUITES)
 
 check-engines: $(VENV_READY) $(ENGINES_READY) ## As root: run Bacula's three daemons, restic and Amanda on vbackup's streams
 	$(BIN)/python -m pytest $(ENGINE_TESTS)

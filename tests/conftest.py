@@ -99,8 +99,17 @@ def _source(name: str) -> str:
     return (Path(__file__).parents[1] / name).read_text()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``make check-all`` and ``make check-stacks`` give the option; the gate has no time for all."""
+    parser.addoption("--long", action="store_true", help="also run the tests with the mark long")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Long files begin, so that the last ones are short and all processes end at about the same time."""
+    if not config.getoption("--long"):
+        long = [item for item in items if item.get_closest_marker("long")]
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if item not in long]
 
     def order(item: pytest.Item) -> tuple[bool, bool, int]:
         return "end_to_end" not in item.path.parts, not needs_libvirtd(item.nodeid), -item.path.stat().st_size
