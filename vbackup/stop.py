@@ -24,6 +24,7 @@ class Stop:
 
     def __init__(self) -> None:
         self.signum: int | None = None
+        self.heeds_signals = False  #: signals are turned into requests (``on_signals``)
         self._writing: list[int] = []
         # Nothing is written to a descriptor that another thread has closed, and that may be another file by now.
         # Reentrant, as the handler of a signal may run in the thread that has it.
@@ -47,6 +48,21 @@ class Stop:
             raise InterruptedBySignalError(self.signum)
 
     @contextmanager
+    def _woken(self, writing: int) -> Iterator[None]:
+        """Let the kernel's signal itself write: one that comes just before poll(2) begins interrupts nothing any more.
+
+        Its handler, which is Python code, would run only when the wait has ended.
+        """
+        if not self.heeds_signals or threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        earlier = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(earlier)
+
+    @contextmanager
     def descriptor(self) -> Iterator[int]:
         """Yield a descriptor that poll(2) finds readable when a stop is requested, for a wait without a limit.
 
@@ -56,9 +72,10 @@ class Stop:
         with self._lock:
             self._writing.append(writing)
         try:
-            if self.signum is not None:
-                self.request(self.signum)
-            yield reading
+            with self._woken(writing):
+                if self.signum is not None:
+                    self.request(self.signum)
+                yield reading
         finally:
             with self._lock:
                 self._writing.remove(writing)
@@ -78,8 +95,10 @@ def on_signals(stop: Stop) -> Iterator[Stop]:
 
     handled = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
     earlier = {number: signal.signal(number, request) for number in handled}
+    stop.heeds_signals = True
     try:
         yield stop
     finally:
+        stop.heeds_signals = False
         for number, handler in earlier.items():
             signal.signal(number, handler)

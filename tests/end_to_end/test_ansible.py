@@ -275,6 +275,7 @@ def test_role_installs_once(ansible: Ansible, variables: dict[str, Any], tmp_pat
     assert {name for name, result in again.items() if result.get("changed")} == set()
 
 
+@pytest.mark.long
 def test_role_on_another_host_does_what_check_mode_has_said(
     remote: Ansible, variables: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -157,6 +157,7 @@ def test_what_the_guest_writes_meanwhile_is_no_false_alarm(mixed: Chain) -> None
     assert set(levels(mixed.backup()).values()) == {"incremental"}
 
 
+@pytest.mark.long
 def test_random_rounds_raise_no_false_alarm(mixed: Chain) -> None:
     choose = random.Random(12)
     mixed.backup()

@@ -146,6 +146,7 @@ def test_jobs_that_the_director_calls_good_are_the_chain(site: Site, command: Co
     assert not list((site.images / "stage").glob("*/*.partial"))
 
 
+@pytest.mark.long
 def test_restore_of_single_jobs_in_the_order_of_their_ids(site: Site, command: Command) -> None:
     """The files of all jobs have names of their own, so none takes the place of another."""
     for level, write in (("Full", "write -P 1 0 2M"), ("Incremental", "write -P 2 1M 1M")):

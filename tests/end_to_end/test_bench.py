@@ -28,6 +28,7 @@ def bench(tmp_path: Path, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(argv, cwd=TOP, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
+@pytest.mark.long
 def test_smoke_run_writes_results_and_leaves_nothing(tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")

@@ -135,6 +135,7 @@ def test_configuration_is_checked_and_faults_have_their_place(
     browser.find("alert", f"Error: {CONFIG}:15: Unknown key 'keep-dayly'*")
 
 
+@pytest.mark.long
 def test_pictures(browser: Browser, cockpit: Cockpit, tmp_path: Path) -> None:
     pictures = Path(os.environ.get("VBACKUP_SCREENSHOTS", tmp_path)).absolute()
     browser.resize(1280, 760)

@@ -175,6 +175,7 @@ dumpcycle 10 days
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not (ENGINES / "usr/sbin/amdump").exists(), reason="'make check-engines' unpacks Amanda")
 def test_amanda_saves_the_repository(site: Site, command: Command, daemon: Daemon) -> None:
     directory, repository = site.directory, site.directory / "repository"

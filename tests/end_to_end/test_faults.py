@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -232,10 +233,8 @@ def test_speed_is_qemus_limit(backups: Backups, machine: Machine) -> None:
 
 def test_unknown_domain(lab: Lab, command: Command, repository: Path) -> None:
     refused = command("-c", lab.uri, "backup", "nobody", "-r", repository, status=4)
-    assert (
-        refused.stderr
-        == f"vbackup: No domain 'nobody' at {lab.uri}; 'virsh -c {lab.uri} list --all' lists all domains.\n"
-    )
+    listing = f"virsh -c {shlex.quote(lab.uri)} list --all"
+    assert refused.stderr == f"vbackup: No domain 'nobody' at {lab.uri}; '{listing}' lists all domains.\n"
 
 
 def test_libvirt_that_is_not_there(command: Command, repository: Path) -> None:

@@ -74,6 +74,7 @@ def test_guest_stopped_by_a_full_repository_goes_on(
     assert preen_filesystem(tmp_path / "out" / "vda.raw")
 
 
+@pytest.mark.long
 def test_guest_whose_fleecing_area_runs_full_goes_on(
     guest: Guest, command: Command, lab: Lab, small_filesystem: Path, repository: Path
 ) -> None:

@@ -194,6 +194,7 @@ def run(repository: Path, *words: str | Path, status: int = 0) -> subprocess.Com
     return done
 
 
+@pytest.mark.long
 def test_file_at_a_target_is_read_without_its_image(
     guests: Recorded, place: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -218,6 +219,7 @@ def test_file_at_a_target_is_read_without_its_image(
     assert not list((place / "cache").glob("*/run-*"))
 
 
+@pytest.mark.long
 def test_copy_of_the_system_s_files_changes_nothing_and_leaves_nothing(guests: Recorded, place: Path) -> None:
     before, running = digests(guests.repository.path), daemons(guests.repository.path)
     temporary = place / "tmp"

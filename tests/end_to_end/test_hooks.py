@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -303,7 +304,7 @@ def test_start_of_a_domain_that_is_half_restored_is_refused_until_the_restore_en
         machine.handle.domain.create()
     said = str(refusal.value)
     assert "A restore in place of domain 'hook-01' was interrupted: its disks (vda) are partly as in the backup" in said
-    assert f"Run 'vbackup {' '.join(restore)}', which ends the restore" in said
+    assert f"Run 'vbackup {' '.join(restore)} -c {shlex.quote(daemon.uri)}', which ends the restore" in said
     command("-c", daemon.uri, "-q", *restore)
     compare(spec.path, before)
     machine.handle.domain.create()

@@ -256,6 +256,7 @@ def test_link_that_breaks_at_any_step(off: Off, monkeypatch: pytest.MonkeyPatch)
     assert {disk["base"] for disk in off.backup()["disks"]} == {off.first}
 
 
+@pytest.mark.long
 def test_vbackup_that_is_killed_at_any_step(off: Off) -> None:
     for name, number, when, step in POINTS if EVERY == 1 else (POINTS[1], POINTS[3]):
         off.undo()

@@ -359,6 +359,7 @@ def test_layers_whose_owner_libvirt_changes_at_each_start_cost_no_full(
     assert backup() == FULL
 
 
+@pytest.mark.long
 def test_layers_are_read_by_the_first_backup_and_by_no_later_one_until_they_are_touched(
     layered: Chain, read: list[str]
 ) -> None:
@@ -639,6 +640,7 @@ def with_data_file(lab: Lab, command: Command, repository: Path, tmp_path: Path)
     return Chain(lab, command, repository, tmp_path, [Made(tmp_path / "vda.qcow2", size="8M")])
 
 
+@pytest.mark.long
 def test_data_file_that_was_put_back_costs_a_full(with_data_file: Chain) -> None:
     """Running, then off: nothing in the qcow2 image shows it."""
     chain, data, earlier = with_data_file, with_data_file.tmp_path / "vda.raw", with_data_file.tmp_path / "earlier"
@@ -662,6 +664,7 @@ def test_data_file_that_was_put_back_costs_a_full(with_data_file: Chain) -> None
     assert levels(chain.backup()) == FULL
 
 
+@pytest.mark.long
 def test_data_file_below_an_overlay_stays_incremental_until_it_is_changed(with_data_file: Chain) -> None:
     chain, data = with_data_file, with_data_file.tmp_path / "vda.raw"
     chain.backup()  # leaves bitmaps on what is a layer below from now on

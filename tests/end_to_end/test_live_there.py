@@ -206,6 +206,7 @@ command()
 """
 
 
+@pytest.mark.long
 def test_network_that_dies_loses_nothing(far: Far) -> None:
     """Packets are dropped: the helper closes QEMU's connection, and vbackup gives up; then it goes on."""
     process = far.start(*SLOW, program=IMPATIENT)

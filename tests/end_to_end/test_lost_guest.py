@@ -101,6 +101,7 @@ class Lost:
         return digest_of(found.read_bytes())
 
 
+@pytest.mark.long
 def test_lost_guest_comes_back_under_its_own_name_and_under_a_new_one(
     lab: Lab, command: Command, repository: Path, tmp_path: Path
 ) -> None:

@@ -215,6 +215,7 @@ def test_wheel_is_installed_by_pip(tmp_path: Path, from_here: dict[str, str]) ->
     assert Path(shown).is_relative_to(environment)
 
 
+@pytest.mark.long
 def test_wheel_is_installed_by_pipx(tmp_path: Path, wheel: Path, from_here: dict[str, str]) -> None:
     if shutil.which("pipx") is None:
         pytest.skip("pipx is not installed")

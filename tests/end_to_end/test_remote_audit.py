@@ -111,6 +111,7 @@ def test_directory_that_the_hypervisor_does_not_have(audited: Audited) -> None:
     assert audited.machine.state() == before
 
 
+@pytest.mark.long
 def test_link_that_dies_leaves_nothing(audited: Audited) -> None:
     audited.backup()
     before = audited.machine.state()

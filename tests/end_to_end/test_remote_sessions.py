@@ -214,6 +214,7 @@ def nobody_else_has_the_disks(puller: Puller, session: dict[str, Any], backup: t
     assert session["id"] in puller.begin(status=8)["message"]
 
 
+@pytest.mark.long
 def test_what_is_killed_while_the_domain_is_off(puller: Puller) -> None:
     """No image stays locked, and none of them takes the base."""
     base = puller.base()
@@ -262,6 +263,7 @@ def test_what_is_killed_while_the_domain_is_off(puller: Puller) -> None:
     puller.defined.handle.domain.create()
 
 
+@pytest.mark.long
 def test_network_that_dies(puller: Puller, hypervisor: Hypervisor, command: Command) -> None:
     """The guest of the one domain goes on, and the other, which is off, can be started."""
     off = Puller(hypervisor, command, "db")

@@ -171,6 +171,7 @@ def test_keys_that_both_hosts_know(chain: RemoteChain, keys: Keys) -> None:
     assert set(levels(chain.backup(*options)).values()) == {"full"}
 
 
+@pytest.mark.long
 def test_cable_that_is_pulled_fails_the_backup_alone(chain: RemoteChain, keys: Keys) -> None:
     keys.give("ca-cert.pem", "client-cert.pem", "client-key.pem")
     chain.backup(*keys.options())

@@ -46,6 +46,16 @@ def test_request_ends_a_wait_for_a_descriptor() -> None:
         assert select.select([again], [], [], 0)[0] == [again]
 
 
+def test_signal_ends_a_wait_before_its_handler_has_run() -> None:
+    """One that comes when poll(2) has not begun interrupts nothing, and Python's handlers run after a wait only."""
+    with on_signals(Stop()) as stop, stop.descriptor() as fd:
+        signal.signal(signal.SIGINT, lambda _signum, _frame: None)  # as if it had not run yet
+        signal.raise_signal(signal.SIGINT)
+        assert select.select([fd], [], [], 0)[0] == [fd]
+        assert stop.signum is None
+    assert signal.set_wakeup_fd(-1) == -1
+
+
 def test_request_of_a_program_is_as_one_to_terminate() -> None:
     stop = Stop()
     stop.request()

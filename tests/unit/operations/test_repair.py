@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -394,10 +395,10 @@ def test_backup_on_failing_storage_is_not_put_away(recorded: Recorded, monkeypat
     path = recorded.path(recorded.backups[-1], "manifest.json")
     really = os.open
 
-    def fails(name: str | Path, flags: int, *more: int) -> int:
+    def fails(name: str | Path, flags: int, *more: int, **options: Any) -> int:
         if Path(name) == path:
             raise OSError(5, "Input/output error")
-        return really(name, flags, *more)
+        return really(name, flags, *more, **options)
 
     monkeypatch.setattr(os, "open", fails)
     [failed] = repaired(recorded)

@@ -166,5 +166,6 @@ def test_no_descriptor_and_no_process_is_left(write: Write) -> None:
     run(write("x"))
     run(write("y", "sleep 100"), timeout_s=0.1)
     run(write("z", mode=0o644))
-    assert sorted(Path("/proc/self/fd").iterdir()) == before
+    # Tests before may have left some that the collector closes meanwhile.
+    assert {*Path("/proc/self/fd").iterdir()} <= {*before}
     assert children() <= others
