@@ -11,6 +11,7 @@ target in another process.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import socket
 import struct
@@ -24,6 +25,8 @@ from types import TracebackType
 from typing import Protocol
 
 from vbackup.files import storage_errors
+
+log = logging.getLogger(__name__)
 
 #: Reads that are answered at a time. QEMU sends up to 16 (MAX_NBD_REQUESTS in block/nbd.c).
 THREADS = 8
@@ -42,6 +45,8 @@ _PREFERRED_BYTES = 64 * 1024
 _REQUEST, _REQUEST_MAGIC = struct.Struct(">IHHQQI"), 0x25609513
 _READ, _DISCONNECT = 0, 2
 _SIMPLE, _SIMPLE_MAGIC = struct.Struct(">IIQ"), 0x67446698
+#: Pause after a connection that could not be accepted, for want of descriptors or memory.
+_PAUSE_S = 0.05
 
 
 class Export(Protocol):
@@ -65,6 +70,7 @@ class NbdServer:
         self._path, self._exports = path, exports
         self._open: set[socket.socket] = set()
         self._lock = threading.Lock()
+        self._is_ended = threading.Event()
         self._reads: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
 
     def __enter__(self) -> NbdServer:
@@ -85,7 +91,13 @@ class NbdServer:
     def __exit__(
         self, _kind: type[BaseException] | None, _error: BaseException | None, _traceback: TracebackType | None
     ) -> None:
+        self._end()
+        self._path.unlink(missing_ok=True)
+
+    def _end(self) -> None:
+        """End all connections, and accept no more."""
         with self._lock:
+            self._is_ended.set()
             ended, self._open = self._open, set()
         for one in (self._listening, *ended):
             with suppress(OSError):
@@ -93,29 +105,50 @@ class NbdServer:
         self._listening.close()
         for _ in range(THREADS):
             self._reads.put(None)
-        self._path.unlink(missing_ok=True)
 
     def _accept(self) -> None:
-        with suppress(OSError):
-            while True:
+        while not self._is_ended.is_set():
+            try:
                 connection, _ = self._listening.accept()
-                with self._lock:
-                    self._open.add(connection)
+            except OSError as err:
+                if not self._is_ended.wait(_PAUSE_S):
+                    log.warning("No connection can be accepted: %s. It is tried again.", err.strerror or err)
+                continue
+            with self._lock:
+                if self._is_ended.is_set():
+                    connection.close()
+                    return
+                self._open.add(connection)
+            try:
                 threading.Thread(target=self._serve, args=(connection,), daemon=True, name="nbd").start()
+            except RuntimeError as err:  # no more threads
+                log.warning("A connection is ended at once: %s.", err)
+                self._let_go(connection)
 
     def _work(self) -> None:
-        while (work := self._reads.get()) is not None:
-            work()
+        try:
+            while (work := self._reads.get()) is not None:
+                work()
+        except BaseException:
+            # QEMU would wait for ever for what nobody answers any more.
+            log.exception("The server of %s ends.", self._path)
+            self._end()
 
     def _serve(self, connection: socket.socket) -> None:
-        with connection, suppress(OSError, struct.error):
-            connection.sendall(_GREETING)
-            _receive(connection, _CLIENT_FLAGS)
-            export = self._negotiate(connection)
-            if export is not None:
-                self._transmit(connection, export)
+        try:
+            with suppress(OSError, struct.error):
+                connection.sendall(_GREETING)
+                _receive(connection, _CLIENT_FLAGS)
+                export = self._negotiate(connection)
+                if export is not None:
+                    self._transmit(connection, export)
+        finally:
+            self._let_go(connection)
+
+    def _let_go(self, connection: socket.socket) -> None:
         with self._lock:
             self._open.discard(connection)
+        connection.close()
 
     def _negotiate(self, connection: socket.socket) -> Export | None:
         """Return the export that the client wants; None if it wants nothing more."""
@@ -171,6 +204,13 @@ class _Read:
         try:
             data, code = self.export.read(self.offset, self.length), 0
         except OSError:
+            data, code = b"", errno.EIO
+        except Exception:
+            # QEMU's client has no deadline: each request needs an answer.
+            log.exception("A read of %d bytes at %d failed.", self.length, self.offset)
+            data, code = b"", errno.EIO
+        if code == 0 and len(data) != self.length:  # the client would take the next answer for the rest
+            log.error("A read of %d bytes at %d returned %d.", self.length, self.offset, len(data))
             data, code = b"", errno.EIO
         with suppress(OSError), self.sending:  # whoever asked may have gone
             self.connection.sendall(_SIMPLE.pack(_SIMPLE_MAGIC, code, self.handle) + data)

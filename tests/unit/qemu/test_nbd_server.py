@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import logging
 import socket
 import struct
 import threading
@@ -11,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from vbackup.errors import StorageError
-from vbackup.qemu.nbd_server import MAX_READ_BYTES, NbdServer
+from vbackup.qemu import nbd_server
+from vbackup.qemu.nbd_server import MAX_READ_BYTES, THREADS, NbdServer
 
 ABORT, LIST, INFO, GO = 2, 3, 6, 7
 ACK, IS_INFO, UNSUPPORTED, UNKNOWN = 1, 3, (1 << 31) + 1, (1 << 31) + 6
@@ -30,6 +33,12 @@ class Numbers:
     def read(self, offset: int, length: int) -> bytes:
         if offset == 13:
             raise OSError(EIO, "unlucky")
+        if offset == 14:
+            raise KeyError("unforeseen")
+        if offset == 15:
+            return b"x" * (length - 1)
+        if offset == 16:
+            raise SystemExit(1)
         if offset == 77:
             assert self.let.wait(10)
         return bytes((offset + n) % 251 for n in range(length))
@@ -116,6 +125,31 @@ def test_what_cannot_be_read_is_an_error_and_the_next_is_read(client: Client, ex
     assert client.answer(1) == (0, 4, export.read(99_999, 1))
 
 
+@pytest.mark.parametrize("offset", [14, 15])
+def test_read_that_fails_as_nobody_foresaw_is_answered(
+    client: Client, caplog: pytest.LogCaptureFixture, offset: int
+) -> None:
+    """Also more often than there are threads: none is lost by it."""
+    client.go()
+    with caplog.at_level(logging.ERROR):
+        for handle in range(2 * THREADS):
+            client.ask(READ, handle, offset, 3)
+            assert client.answer() == (EIO, handle, b"")
+    assert f"A read of 3 bytes at {offset}" in caplog.text
+    client.ask(READ, 99, 0, 1)
+    assert client.answer(1) == (0, 99, b"\0")
+
+
+def test_end_of_a_thread_ends_all_connections(server: NbdServer, tmp_path: Path) -> None:
+    clients = [Client(tmp_path / "nbd"), Client(tmp_path / "nbd")]
+    for each in clients:
+        each.go()
+    clients[0].ask(READ, 1, 16, 1)
+    for each in clients:
+        assert each.receive(1) == b""
+        each.close()
+
+
 def test_nothing_can_be_written(client: Client) -> None:
     client.go()
     client.ask(WRITE, 1, 0, 4)
@@ -164,6 +198,36 @@ def test_end_does_not_wait_for_a_read(tmp_path: Path, export: Numbers) -> None:
     assert not (tmp_path / "nbd").exists()
     export.let.set()
     client.close()
+
+
+class Refusing(socket.socket):
+    """A listening socket that accepts only from the third time on."""
+
+    calls = 0
+
+    def accept(self) -> tuple[socket.socket, object]:
+        Refusing.calls += 1
+        if Refusing.calls < 3:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return super().accept()
+
+
+def test_want_of_descriptors_only_delays_a_connection(
+    tmp_path: Path, export: Numbers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Refusing, "calls", 0)
+    with monkeypatch.context() as made:
+        made.setattr(nbd_server.socket, "socket", Refusing)
+        server = NbdServer(tmp_path / "nbd", {"vda": export}).__enter__()
+    try:
+        client = Client(tmp_path / "nbd")
+        client.go()
+        client.ask(READ, 1, 0, 1)
+        assert client.answer(1) == (0, 1, b"\0")
+        assert Refusing.calls >= 3
+        client.close()
+    finally:
+        server.__exit__(None, None, None)
 
 
 def test_socket_that_cannot_be_made(tmp_path: Path) -> None:
