@@ -51,7 +51,7 @@ from vbackup.operations.copy_verify import CopyVerifyRequest
 from vbackup.operations.fetch import FetchRequest
 from vbackup.qemu.nbd_address import NbdAddress
 from vbackup.qemu.nbd_client import NbdClient
-from vbackup.repository import image_check
+from vbackup.repository import image_check, readers
 from vbackup.repository.choice import Wanted
 from vbackup.repository.repository import COPIES, Repository
 from vbackup.repository.retention import Rules
@@ -464,10 +464,14 @@ def test_failed_show_leaves_nothing_that_another_takes_for_whole(
         assert opened.repository.served == {}
         assert [path.name for path in opened.repository.path.rglob("vd*")] == []
         store.objects[missing] = kept
+        asked: list[int] = []
+        monkeypatch.setattr(readers, "allow_files", asked.append)
         opened.show(tree.uuid, Wanted())
         assert len(opened.repository.served) == 6
+        assert asked == [18]  # of each image its file, a connection and a lock
         request = serve.ServeRequest(tree.uuid, tmp_path / "nbd", Wanted())
         with serve.served(request, repository=opened.repository, reporter=Recorder(), stop=Stop()):
+            assert 18 in asked[1:]
             raw = tmp_path / "vda.raw"
             uri = serve.uri(tmp_path / "nbd", "vda")
             subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", "raw", uri, raw], check=True)

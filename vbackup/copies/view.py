@@ -33,7 +33,7 @@ from vbackup.files import make_private, storage_errors
 from vbackup.images import scratch
 from vbackup.model import Backup, HostIdentity
 from vbackup.report import Reporter
-from vbackup.repository import choice
+from vbackup.repository import choice, readers
 from vbackup.repository.choice import Wanted as WantedPoint
 from vbackup.repository.history import Link
 from vbackup.repository.repository import COPIES, MARKER, VERSION, Repository
@@ -41,6 +41,8 @@ from vbackup.stop import Stop
 from vbackup.stores.sealed import Keys
 from vbackup.stores.store import Store
 
+#: Descriptors of an image that is served.
+_FILES = 3
 _MANIFESTS, _RUN = "manifests", "run-"
 _NO_KEYS = Keys()
 
@@ -91,6 +93,8 @@ class View:
         catalogue = self.repository.catalogue(uuid)
         chosen = choice.choose(catalogue, wanted)
         links = [link for dev, backup in chosen.disks.items() for link in catalogue.history.links(backup.id, dev)]
+        # Of each image that is served, a file, a connection of QEMU's and the lock of its backup are open.
+        readers.allow_files(_FILES * (len(links) + len(self.repository.served)))
         images = [each for each in dict.fromkeys(self._image(uuid, link)[0] for link in links) if not _is_there(each)]
         small = [each for each in images if each.record.size_bytes <= parts.SMALL_BYTES]
         download.fetch(small, self.means())

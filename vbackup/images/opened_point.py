@@ -26,6 +26,9 @@ from vbackup.stop import Stop
 #: l2-cache-size of all layers of a disk together, and of each at least: 1 MiB covers 8 GiB of a layer.
 CACHE_BYTES, LAYER_CACHE_BYTES = 128 * 1024 * 1024, 1024 * 1024
 
+#: Descriptors of a layer, at most.
+_FILES = 3
+
 _NOT_OPENED = "No disk was shown; 'vbackup verify' reads the images and says what is wrong with them."
 _NO_MORE = "Nothing can be read of the disks any more; run the same command again."
 
@@ -63,7 +66,9 @@ class OpenedPoint:
         )
 
     def __enter__(self) -> OpenedPoint:
-        readers.allow_files(sum(len(layers) for layers in self._disks.values()))  # the daemon inherits the limit
+        # Of a layer that this process serves, its file, a connection and the lock of its backup are open here. The
+        # daemon, which has one of each layer, inherits the limit.
+        readers.allow_files(_FILES * sum(len(layers) for layers in self._disks.values()))
         try:
             self.daemon.__enter__()
         except StorageDaemonGoneError as err:

@@ -156,7 +156,7 @@ def test_failure_leaves_no_file_that_looks_whole(store: Store, tmp_path: Path) -
             served.add(images, addresses)
         store.objects["b"] = (DATA, NOON)
         (tmp_path / "b").mkdir()
-        with pytest.raises(StorageError, match="write .*/b"):
+        with pytest.raises(StorageError, match=r"write .*/b"):
             served.add(images, addresses)
         (tmp_path / "b").rmdir()
         assert sorted(path.name for path in tmp_path.iterdir()) == ["nbd"]
