@@ -17,7 +17,8 @@ from obstore.store import MemoryStore
 
 from tests.fake_store import FakeStore
 from tests.weed import Weed
-from vbackup.errors import StorageError
+from vbackup.errors import StorageError, StoreUnreachableError
+from vbackup.stores import ssh
 from vbackup.stores.age_keys import Identity
 from vbackup.stores.cloud import CloudStore
 from vbackup.stores.directory import DirectoryStore
@@ -221,3 +222,70 @@ def test_ssh_makes_no_more_than_the_last_directory(tmp_path: Path) -> None:
     assert list((tmp_path / "disk").iterdir()) == []
     at("disk/copies", is_dry_run=False).close()
     assert (tmp_path / "disk" / "copies").is_dir()
+
+
+def lose(opened: SshStore) -> None:
+    """Let the server die, and wait until that is known."""
+    opened._sftp._process.kill()
+    opened._sftp._process.wait()
+    opened._sftp._reader.join(10)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[SshStore]:
+    opened = ssh_store(tmp_path)
+    assert isinstance(opened, SshStore)
+    yield opened
+    opened.close()
+
+
+def test_read_over_ssh_connects_again(server: SshStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = os.urandom(3 * PIECE_BYTES)
+    put(server, KEY, data)
+    monkeypatch.setattr(ssh, "_PAUSE_S", 0.0)
+    lose(server)
+    assert content(server, KEY) == data
+    lose(server)
+    assert server.size(KEY) == len(data)
+    lose(server)
+    with ThreadPoolExecutor(max_workers=6) as pool:
+        assert set(pool.map(lambda _: content(server, KEY, 5, 7), range(6))) == {data[5:12]}
+    pieces = server.get(KEY)
+    begun = next(pieces)
+    lose(server)
+    assert begun + b"".join(pieces) == data
+
+
+def test_object_that_changes_while_a_connection_is_lost_is_not_mixed(
+    server: SshStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ssh, "_PAUSE_S", 0.0)
+    put(server, KEY, bytes(20 * PIECE_BYTES))
+    pieces = server.get(KEY)
+    next(pieces)
+    lose(server)
+    path = tmp_path / "target" / KEY
+    path.unlink()
+    path.write_bytes(b"x" * 21 * PIECE_BYTES)
+    with pytest.raises(StorageError, match="was changed while it was read"):
+        list(pieces)
+
+
+def test_lost_connection_is_not_made_again_at_every_read(server: SshStore) -> None:
+    put(server, KEY, b"x")
+    lose(server)
+    server._argv = ["false"]
+    tried = server._next_s
+    with pytest.raises(StoreUnreachableError):
+        server.size(KEY)
+    assert server._next_s > tried
+    server._argv = [str(SFTP_SERVER)]
+    with pytest.raises(StoreUnreachableError):
+        content(server, KEY)
+    server._next_s = 0.0
+    assert content(server, KEY) == b"x"
+    lose(server)
+    server._next_s = 0.0
+    server.close()
+    with pytest.raises(StoreUnreachableError):
+        server.size(KEY)

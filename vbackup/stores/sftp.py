@@ -14,7 +14,7 @@ import subprocess
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -255,11 +255,17 @@ class Sftp:
         finally:
             self._close(handle)
 
-    def read(self, path: str, offset: int, length: int | None) -> Iterator[bytes]:
-        """Yield the content of a file from ``offset`` on; SftpError comes before the first piece if there is none."""
+    def read(
+        self, path: str, offset: int, length: int | None, *, check: Callable[[Attributes], None] = lambda found: None
+    ) -> Iterator[bytes]:
+        """Yield the content of a file from ``offset`` on; SftpError comes before the first piece if there is none.
+
+        ``check`` is called first, with what the file is that was opened, and may raise.
+        """
         handle = self._open(path, _FLAG_READ)
         try:
             attributes = _Fields(self._ask(_FSTAT, handle, _ATTRS)).attributes()
+            check(attributes)
             size = attributes.size_bytes or 0
             end = size if length is None else min(size, offset + length)
             under_way: deque[tuple[int, int, _Reply]] = deque()

@@ -11,6 +11,7 @@ import os
 import posixpath
 import re
 import stat
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from urllib.parse import unquote, urlsplit
 
-from vbackup.errors import NoSpaceError, StorageError, UsageError
+from vbackup.errors import NoSpaceError, StorageError, StoreUnreachableError, UsageError
 from vbackup.stores.sftp import Attributes, Fault, Sftp, SftpError
 from vbackup.stores.store import (
     MAX_DEPTH,
@@ -37,6 +38,8 @@ _INCOMING = ".incoming"
 _ABANDONED_S = 24 * 3600
 #: With less room than this, a write that failed without a reason failed for want of room.
 _FULL_BYTES = 4 * 1024 * 1024
+#: Pause between two attempts to connect again.
+_PAUSE_S = 5.0
 #: A host that is silent for 45 s is gone, and none is waited for longer than 20 s.
 _OPTIONS = (
     "BatchMode=yes",
@@ -91,7 +94,10 @@ def place(url: str) -> Place:
 
 
 class SshStore:
-    """A directory on another host, which exists."""
+    """A directory on another host, which exists.
+
+    A read that finds the connection lost connects again, once; what writes fails, and is run again as a whole.
+    """
 
     def __init__(
         self,
@@ -110,7 +116,12 @@ class SshStore:
         """
         self._place = place(url)
         self._name = url.rstrip("/")
-        self._sftp = Sftp(command(self._place), self._place.host)
+        self._argv = command(self._place)
+        self._sftp = Sftp(self._argv, self._place.host)
+        self._connecting = threading.Lock()  #: to connect again
+        self._next_s = 0.0  #: when that may be tried, by the clock that never goes back
+        self._changing = threading.Lock()  #: ``_sftp`` and ``_is_closed``
+        self._is_closed = False
         self._is_tidy = False
         self._is_there = True
         try:
@@ -156,18 +167,45 @@ class SshStore:
     def get(self, key: str, offset: int = 0, length: int | None = None) -> Iterator[bytes]:
         """As Store."""
         path = self._path_of(key)
+        seen: Attributes | None = None
+        done_bytes = 0
+
+        def check(found: Attributes) -> None:
+            nonlocal seen
+            if seen is not None and found != seen:
+                raise StorageError(f"{key} in {self._name} was changed while it was read.")
+            seen = found
+
         with self._errors(f"read {key}"):
-            try:
-                yield from self._sftp.read(path, offset, length)
-            except SftpError as err:
-                if err.fault == Fault.MISSING:
-                    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), f"{self._name}/{key}") from None
-                raise
+            for has_failed in (False, True):
+                sftp = self._sftp
+                try:
+                    left_bytes = None if length is None else length - done_bytes
+                    for piece in sftp.read(path, offset + done_bytes, left_bytes, check=check):
+                        done_bytes += len(piece)
+                        yield piece
+                    return
+                except StoreUnreachableError as err:
+                    if has_failed:
+                        raise
+                    self._connect_again(sftp, err)
+                except SftpError as err:
+                    if err.fault == Fault.MISSING:
+                        raise FileNotFoundError(
+                            errno.ENOENT, os.strerror(errno.ENOENT), f"{self._name}/{key}"
+                        ) from None
+                    raise
 
     def size(self, key: str) -> int | None:
         """As Store."""
+        path = self._path_of(key)
         with self._errors(f"look for {key}"):
-            found = self._sftp.status(self._path_of(key))
+            sftp = self._sftp
+            try:
+                found = sftp.status(path)
+            except StoreUnreachableError as err:
+                self._connect_again(sftp, err)
+                found = self._sftp.status(path)
         return found.size_bytes if found is not None and _is(found, stat.S_IFREG) else None
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
@@ -204,7 +242,31 @@ class SshStore:
 
     def close(self) -> None:
         """As Store."""
-        self._sftp.close()
+        with self._changing:
+            self._is_closed = True
+            sftp = self._sftp
+        sftp.close()
+
+    def _connect_again(self, lost: Sftp, error: StoreUnreachableError) -> None:
+        """Replace a connection that was lost, unless another thread has.
+
+        Raises ``error`` if that was tried a moment ago, or the store is closed; StoreUnreachableError.
+        """
+        with self._connecting:
+            if self._sftp is not lost:
+                return
+            if self._is_closed or time.monotonic() < self._next_s:
+                raise error
+            try:
+                made = Sftp(self._argv, self._place.host)
+            finally:
+                self._next_s = time.monotonic() + _PAUSE_S
+            with self._changing:
+                if not self._is_closed:
+                    self._sftp, made = made, lost
+            made.close()
+        if self._sftp is lost:
+            raise error
 
     def _path_of(self, key: str) -> str:
         refuse_key(key)
