@@ -185,13 +185,21 @@ def test_keys_that_are_refused(request: pytest.FixtureRequest, name: str) -> Non
     assert "d3Jvbmc" not in str(raised.value)
 
 
-def test_signature_is_in_no_message() -> None:
-    settings = {
-        "AZURE_STORAGE_ACCOUNT_NAME": "account",
-        "AZURE_STORAGE_SAS_TOKEN": "sv=2021-12-02&sig=the%2Dsecret",
-        "AZURE_STORAGE_ENDPOINT": "http://127.0.0.1:1",
-    }
-    with pytest.raises(StoreUnreachableError) as raised:
+@pytest.mark.parametrize(
+    ("given", "error"),
+    [
+        ({"AZURE_STORAGE_SAS_TOKEN": "sv=2021-12-02&sig=the%2Dsecret"}, StoreUnreachableError),
+        # What cannot be parsed is refused before anything is sent, with the words of obstore.
+        ({"AZURE_STORAGE_ENDPOINT": "http://[::1?sv=2021-12-02&sig=the%2Dsecret"}, StorageError),
+        ({"AZURE_STORAGE_ENDPOINT": "127.0.0.1?sv=2021-12-02&sig=the%2Dsecret"}, StorageError),
+        ({"AZURE_STORAGE_ENDPOINT": "the server?sig=the%2Dsecret"}, StorageError),
+        ({"AZURE_STORAGE_SAS_TOKEN": "sig=the%2Dsecret%zz;the%2Dsecret"}, StorageError),
+        ({"AZURE_STORAGE_SAS_TOKEN": "the%2Dsecret"}, StorageError),
+    ],
+)
+def test_signature_is_in_no_message(given: dict[str, str], error: type[StorageError]) -> None:
+    settings = {"AZURE_STORAGE_ACCOUNT_NAME": "account", "AZURE_STORAGE_ENDPOINT": "http://127.0.0.1:1", **given}
+    with pytest.raises(error) as raised:
         cloud_kinds.opened("az", "box", "x", Settings(settings, {}), retry_s=0)
     shown: BaseException | None = raised.value
     while shown is not None:

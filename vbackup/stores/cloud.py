@@ -59,8 +59,9 @@ ABANDONED = timedelta(days=1)
 #: Names of the metadata of an object: its SHA-256, and what tells one upload from another. No hyphens: Azure.
 SHA256, _UPLOAD = "sha256", "vbackupupload"
 _NONCE = re.compile(r"[0-9a-f]{32}")
-#: A signature in a URL, which is as good as a key.
-_QUERY = re.compile(r"(https?://[^\s?\"')]*)\?[^\s\"')]*")
+#: A signature, which is as good as a key: the query of a URL, of what should have been one, or without either.
+_QUERY = re.compile(r"\?[^\s\"')<>]+")
+_SIGNATURE = re.compile(r"(?i)\b(sig|signature|x-amz-signature|x-goog-signature)(=|%3d)[^\s\"')&<>]*")
 _FAULT = re.compile(r"<Code>([^<]*)</Code>\s*<Message>([^<]*)</Message>")
 _NO_BUCKET = ("NoSuchBucket", "ContainerNotFound")
 _STATUS = re.compile(r"non-2xx status code: ([0-9]+)")
@@ -314,7 +315,7 @@ class CloudStore:
         try:
             yield
         except (BaseError, ValueError) as err:
-            text = _QUERY.sub(r"\1?...", str(err))
+            text = without_secrets(str(err))
             cause = CloudFault(text)
             fault, status = _FAULT.search(text), _STATUS.search(text)
             if fault is not None and fault.group(1) in _NO_BUCKET:
@@ -332,6 +333,11 @@ class CloudStore:
 
 class CloudFault(Exception):  # noqa: N818 - nobody catches it
     """What obstore says, without what is secret in it: the cause of an error, which a log may show."""
+
+
+def without_secrets(text: str) -> str:
+    """Return what obstore says without signatures, and without queries of URLs, which can have one."""
+    return _SIGNATURE.sub(r"\1=...", _QUERY.sub("?...", text))
 
 
 def _is_unreachable(text: str) -> bool:

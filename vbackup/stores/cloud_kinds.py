@@ -8,7 +8,7 @@ from obstore.exceptions import BaseError
 from obstore.store import AzureStore, GCSStore
 
 from vbackup.errors import StorageError
-from vbackup.stores.cloud import RETRY_S, CloudStore, client_options, retry_options
+from vbackup.stores.cloud import RETRY_S, CloudFault, CloudStore, client_options, retry_options, without_secrets
 from vbackup.stores.s3 import S3Store
 from vbackup.stores.settings import Settings
 from vbackup.stores.store import Store
@@ -40,6 +40,8 @@ def opened(scheme: str, bucket: str, prefix: str, settings: Settings, *, retry_s
     try:
         first, store = (connected(some_s) for some_s in (min(retry_s, _OPEN_S), retry_s))
     except (BaseError, ValueError) as err:
-        raise StorageError(f"Cannot use {name}: {str(err).splitlines()[0].rstrip('.')}.") from err
+        text = without_secrets(str(err))
+        first_line = next(iter(text.splitlines()), "its settings are refused").rstrip(".")
+        raise StorageError(f"Cannot use {name}: {first_line}.") from CloudFault(text)
     first.refuse_bucket()
     return store

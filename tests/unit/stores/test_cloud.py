@@ -116,3 +116,17 @@ def test_errors_are_sentences(store: CloudStore, text: str, error: type[Exceptio
     with pytest.raises(error, match=words) as raised, store._errors("do that"):
         raise obstore.exceptions.GenericError(text)
     assert "Debug" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "cannot get https://a.example/box?sv=1&sig=hidden",
+        "the address account.blob.core.windows.net/?sig=hidden is none",
+        "https?x=hidden",
+        'SAS "sv=1&sig=hidden" has no value',
+        "x-amz-signature=hidden and Sig%3Dhidden",
+    ],
+)
+def test_signature_is_taken_out(text: str) -> None:
+    assert "hidden" not in cloud.without_secrets(text)
