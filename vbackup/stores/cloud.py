@@ -12,6 +12,7 @@ import errno
 import hashlib
 import os
 import re
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -46,10 +47,12 @@ RETRY_S, SILENCE_S, CONNECT_S = 120, 60, 10
 _READ_BYTES = 64 * 1024 * 1024
 #: Larger objects are stored in parts, under another name first.
 _WHOLE_BYTES = 8 * 1024 * 1024
-#: Azure takes 50,000 parts, Google 10,000.
-_MAX_PARTS = 10_000
+#: Parts of an object: of Google, and of Azure.
+MAX_PARTS, AZURE_MAX_PARTS = 10_000, 50_000
 #: Parts of one object under way at a time: fewer of large ones, which all are in memory.
 _PARALLEL_PARTS, _MEMORY_BYTES = 12, 96 * 1024 * 1024
+#: Parts in memory of all objects that this process sends; a part that is larger is sent alone.
+_ALL_MEMORY_BYTES = 256 * 1024 * 1024
 _PAUSE_S = 0.2
 #: How long a server may take to copy an object within a bucket.
 COPY_S = 600.0
@@ -89,16 +92,51 @@ def retry_options(retry_s: float = RETRY_S) -> RetryConfig:
     }
 
 
+class _Memory:
+    """Room in memory that several threads share, in the order in which they ask."""
+
+    def __init__(self) -> None:
+        self._turn = threading.Lock()
+        self._changed = threading.Condition()
+        self._used_bytes = 0
+
+    @contextmanager
+    def parts(self, part_bytes: int) -> Iterator[int]:
+        """Yield how many parts of this size may be in memory during the block; wait until it is at least one."""
+        with self._turn, self._changed:
+            # One that is larger than all there is waits until nothing is used.
+            self._changed.wait_for(lambda: self._used_bytes + part_bytes <= _ALL_MEMORY_BYTES or not self._used_bytes)
+            room_bytes = min(_MEMORY_BYTES, _ALL_MEMORY_BYTES - self._used_bytes)
+            count = max(1, min(_PARALLEL_PARTS, room_bytes // part_bytes))
+            self._used_bytes += count * part_bytes
+        try:
+            yield count
+        finally:
+            with self._changed:
+                self._used_bytes -= count * part_bytes
+                self._changed.notify_all()
+
+
+_memory = _Memory()
+
+
 class CloudStore:
-    """A prefix in a bucket or container."""
+    """A prefix in a bucket or container. ``max_parts``: how many the server takes of an object."""
 
     def __init__(
-        self, name: str, objects: AzureStore | GCSStore | S3Store, prefix: str, *, retry_s: float = RETRY_S
+        self,
+        name: str,
+        objects: AzureStore | GCSStore | S3Store,
+        prefix: str,
+        *,
+        retry_s: float = RETRY_S,
+        max_parts: int = MAX_PARTS,
     ) -> None:
         self._name = name
         self._objects = objects
         self._prefix = f"{prefix}/" if prefix else ""
         self._retry_s = retry_s
+        self._max_parts = max_parts
         self._is_tidy = False
 
     @property
@@ -127,16 +165,17 @@ class CloudStore:
             incoming = f"{self._prefix}{_INCOMING}/{nonce}"
             keeps_incoming = False
             try:
-                part_bytes = max(_WHOLE_BYTES, -(-size_bytes // _MAX_PARTS))
-                obstore.put(
-                    self._objects,
-                    incoming,
-                    _pieces(source, key, size_bytes),
-                    use_multipart=True,
-                    chunk_size=part_bytes,
-                    max_concurrency=max(1, min(_PARALLEL_PARTS, _MEMORY_BYTES // part_bytes)),
-                    attributes={_UPLOAD: nonce},
-                )
+                part_bytes = max(_WHOLE_BYTES, -(-size_bytes // self._max_parts))
+                with _memory.parts(part_bytes) as count:
+                    obstore.put(
+                        self._objects,
+                        incoming,
+                        _pieces(source, key, size_bytes),
+                        use_multipart=True,
+                        chunk_size=part_bytes,
+                        max_concurrency=count,
+                        attributes={_UPLOAD: nonce},
+                    )
                 self._tidy(incoming)
                 if not self._create(path, nonce, lambda: obstore.copy(self._objects, incoming, path, overwrite=False)):
                     return False

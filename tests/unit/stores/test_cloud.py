@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import obstore
@@ -10,7 +12,7 @@ import pytest
 from obstore.store import MemoryStore
 
 from vbackup.errors import StorageError, StoreUnreachableError
-from vbackup.stores import cloud
+from vbackup.stores import cloud, cloud_kinds
 from vbackup.stores.cloud import CloudStore
 
 
@@ -67,6 +69,45 @@ def test_large_object_has_as_many_parts_as_clouds_take(store: CloudStore, monkey
         assert size_bytes / asked[-1]["part"] <= 10_000
         assert asked[-1]["part"] * asked[-1]["parallel"] <= max(asked[-1]["part"], 96 * 2**20)
     assert asked[0] == {"part": 8 * 2**20, "parallel": 12}
+
+
+def test_azure_takes_more_parts(bucket: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def put(*_: object, chunk_size: int, **__: object) -> None:
+        asked.append(chunk_size)
+        raise obstore.exceptions.GenericError("enough")
+
+    monkeypatch.setattr(obstore, "put", put)
+    for scheme, max_parts in (("az", 50_000), ("gs", 10_000)):
+        assert cloud_kinds._KINDS[scheme][2] == max_parts
+        store = CloudStore(f"{scheme}://x", bucket, "x", max_parts=max_parts)  # type: ignore[arg-type]
+        with pytest.raises(StorageError, match="enough"):
+            store.put_new("a", io.BytesIO(), 10 * 10**12)
+        assert asked[-1] == 10 * 10**12 // max_parts
+
+
+def test_memory_of_all_uploads_together_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cloud, "_ALL_MEMORY_BYTES", 100)
+    monkeypatch.setattr(cloud, "_MEMORY_BYTES", 60)
+    memory, used, most, lock = cloud._Memory(), 0, 0, threading.Lock()
+
+    def send(part_bytes: int) -> None:
+        nonlocal used, most
+        with memory.parts(part_bytes) as count:
+            with lock:
+                used += count * part_bytes
+                assert used <= 100 or used == part_bytes, "a part that is larger is sent alone"
+                most = max(most, used)
+            threading.Event().wait(0.002)
+            with lock:
+                used -= count * part_bytes
+
+    with ThreadPoolExecutor(max_workers=12) as pool:
+        list(pool.map(send, [5, 30, 70, 500, 5, 99, 8, 40] * 6))
+    assert (used, most) == (0, 500)
+    with memory.parts(5) as first, memory.parts(5) as second:
+        assert (first, second) == (12, 8)
 
 
 def test_large_object_is_read_in_ranges(store: CloudStore, monkeypatch: pytest.MonkeyPatch) -> None:
