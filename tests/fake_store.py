@@ -7,7 +7,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 
-from vbackup.stores.store import PIECE_BYTES, Deletion, Source, StoredObject, refuse_key, refuse_prefix, wrong_size
+from vbackup.stores.store import (
+    PIECE_BYTES,
+    Deletion,
+    Seen,
+    Source,
+    StoredObject,
+    refuse_key,
+    refuse_prefix,
+    refuse_replaced,
+    wrong_size,
+)
 
 
 @dataclass
@@ -40,11 +50,12 @@ class FakeStore:
             self.objects[key] = (data, datetime.now(tz=timezone.utc))
             return True
 
-    def get(self, key: str, offset: int = 0, length: int | None = None) -> Iterator[bytes]:
+    def get(self, key: str, offset: int = 0, length: int | None = None, *, mark: str | None = None) -> Iterator[bytes]:
         refuse_key(key)
         self._called("get", key)
         if key not in self.objects:
             raise FileNotFoundError(key)
+        refuse_replaced(self.name, key, mark, _mark(*self.objects[key]))
         data = self.objects[key][0][offset:]
         data = data if length is None else data[:length]
         for start in range(0, len(data), PIECE_BYTES):
@@ -54,6 +65,13 @@ class FakeStore:
         refuse_key(key)
         self._called("size", key)
         return len(self.objects[key][0]) if key in self.objects else None
+
+    def look(self, key: str) -> Seen | None:
+        refuse_key(key)
+        self._called("look", key)
+        if key not in self.objects:
+            return None
+        return Seen(len(self.objects[key][0]), _mark(*self.objects[key]))
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
         refuse_prefix(prefix)
@@ -76,3 +94,7 @@ class FakeStore:
 
     def close(self) -> None:
         pass
+
+
+def _mark(data: bytes, modified: datetime) -> str:
+    return f"{len(data)} {modified.isoformat()}"

@@ -119,6 +119,22 @@ def test_ranges(store: Store, offset: int, length: int | None) -> None:
     assert content(store, KEY, offset, length) == data[offset:end]
 
 
+def test_another_object_with_the_key_is_not_read_for_the_first(store: Store) -> None:
+    assert store.look(KEY) is None
+    put(store, KEY, b"0123456789" * 20_000)
+    seen = store.look(KEY)
+    assert seen is not None
+    assert seen.size_bytes == 200_000
+    assert b"".join(store.get(KEY, 150_003, 4, mark=seen.mark)) == b"3456"
+    assert b"".join(store.get(KEY, mark=seen.mark)) == b"0123456789" * 20_000
+    assert store.look(KEY) == seen
+    store.delete(KEY)
+    put(store, KEY, b"9876543210" * 30_000)
+    with pytest.raises(StorageError, match="another object than when reading began"):
+        list(store.get(KEY, 150_003, 4, mark=seen.mark))
+    assert content(store, KEY, 1, 2) == b"87"
+
+
 def test_range_ends_with_the_object(store: Store) -> None:
     put(store, KEY, b"0123456789")
     assert content(store, KEY, 8, 100) == b"89"
@@ -267,7 +283,7 @@ def test_object_that_changes_while_a_connection_is_lost_is_not_mixed(
     path = tmp_path / "target" / KEY
     path.unlink()
     path.write_bytes(b"x" * 21 * PIECE_BYTES)
-    with pytest.raises(StorageError, match="was changed while it was read"):
+    with pytest.raises(StorageError, match="another object than when reading began"):
         list(pieces)
 
 

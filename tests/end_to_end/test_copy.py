@@ -59,7 +59,7 @@ from vbackup.stop import Stop
 from vbackup.stores.age_keys import Identity
 from vbackup.stores.directory import DirectoryStore
 from vbackup.stores.sealed import Keys
-from vbackup.stores.store import Deletion, Source, Store
+from vbackup.stores.store import Deletion, Seen, Source, Store
 
 SIZE = 1024 * 1024
 EVERY = int(os.environ.get("VBACKUP_KILLS", "3"))
@@ -780,12 +780,15 @@ class Killing:
         self._call(source)
         return self._inner.put_new(key, source, size_bytes)
 
-    def get(self, key: str, offset: int = 0, length: int | None = None) -> Iterator[bytes]:
+    def get(self, key: str, offset: int = 0, length: int | None = None, *, mark: str | None = None) -> Iterator[bytes]:
         self._call()
-        return self._inner.get(key, offset, length)
+        return self._inner.get(key, offset, length, mark=mark)
 
     def size(self, key: str) -> int | None:
         return self._inner.size(key)
+
+    def look(self, key: str) -> Seen | None:
+        return self._inner.look(key)
 
     def list(self, prefix: str) -> Iterator[Any]:
         self._call()

@@ -40,9 +40,18 @@ _MISSING, _COMING, _THERE = 0, 1, 2
 class PartsFile:
     """An object of which a file has the parts that were read; an Export (vbackup.qemu.nbd_server)."""
 
-    def __init__(self, store: Store, key: str, path: Path, size_bytes: int, warn: Callable[[str], None]) -> None:
-        """Make the file. Raises OSError."""
-        self._store, self._key, self._warn = store, key, warn
+    def __init__(
+        self,
+        store: Store,
+        key: str,
+        path: Path,
+        size_bytes: int,
+        warn: Callable[[str], None],
+        *,
+        mark: str | None = None,
+    ) -> None:
+        """Make the file. ``mark``: of the object (Store.look); another one with its key is not read. Raises OSError."""
+        self._store, self._key, self._warn, self._mark = store, key, warn, mark
         self.size_bytes = size_bytes
         self._states = bytearray(-(-size_bytes // PART_BYTES))
         self._changed = threading.Condition()
@@ -108,7 +117,7 @@ class PartsFile:
     def _fetch(self, first: int, end: int) -> None:
         at, until = first * PART_BYTES, min(self.size_bytes, end * PART_BYTES)
         try:
-            for piece in self._store.get(self._key, at, until - at):
+            for piece in self._store.get(self._key, at, until - at, mark=self._mark):
                 with storage_errors("write to the cache"):
                     view = memoryview(piece)
                     while view:
@@ -172,12 +181,13 @@ class Parts:
     def _add(self, each: Wanted) -> tuple[Path, NbdAddress]:
         assert each.path is not None
         self._check()
-        there = self._store.size(each.key)
-        if there != each.record.size_bytes:
-            how = "is missing" if there is None else f"has {there} bytes instead of {each.record.size_bytes}"
+        size_bytes, there = each.record.size_bytes, self._store.look(each.key)
+        if there is None or there.size_bytes != size_bytes:
+            how = "is missing" if there is None else f"has {there.size_bytes} bytes instead of {size_bytes}"
             raise ChainError(f"{each.key} {how} at {self._store.name}.")
         with storage_errors(f"write {each.path}"):
-            made = PartsFile(self._store, each.key, _unfinished(each.path), each.record.size_bytes, self._warn)
+            path = _unfinished(each.path)
+            made = PartsFile(self._store, each.key, path, size_bytes, self._warn, mark=there.mark)
             made.bring(0, 1)
         self._files[each.key] = made
         return each.path, NbdAddress(each.key, path=self._socket)

@@ -28,17 +28,19 @@ from vbackup.errors import StorageError, StoreUnreachableError
 from vbackup.stores.store import (
     PIECE_BYTES,
     Deletion,
+    Seen,
     Source,
     StoredObject,
     is_key,
     refuse_key,
     refuse_prefix,
+    refuse_replaced,
     refuse_too_many,
     wrong_size,
 )
 
 if TYPE_CHECKING:
-    from obstore import GetOptions, GetResult
+    from obstore import GetOptions, GetResult, ObjectMeta
     from obstore.store import AzureStore, ClientConfig, GCSStore, RetryConfig, S3Store
 
 #: How long obstore repeats a request, how long a server may be silent.
@@ -233,13 +235,14 @@ class CloudStore:
                 if is_ours and path != own and own in found and modified < found[own] - ABANDONED:
                     obstore.delete(self._objects, path)
 
-    def get(self, key: str, offset: int = 0, length: int | None = None) -> Iterator[bytes]:
+    def get(self, key: str, offset: int = 0, length: int | None = None, *, mark: str | None = None) -> Iterator[bytes]:
         """As Store. A small object that is read as a whole is compared with its digest."""
         path = self._path_of(key)
         with self._errors(f"read {key}"):
             first = self._first(key, offset, length)
             if first is None:
                 return
+            refuse_replaced(self._name, key, mark, _mark(first.meta))
             size_bytes = first.meta["size"]
             end = size_bytes if length is None else min(size_bytes, offset + length)
             wanted = first.attributes.get(SHA256) if (offset, end) == (0, size_bytes) else None
@@ -281,9 +284,15 @@ class CloudStore:
 
     def size(self, key: str) -> int | None:
         """As Store."""
+        found = self.look(key)
+        return None if found is None else found.size_bytes
+
+    def look(self, key: str) -> Seen | None:
+        """As Store."""
         with self._errors(f"look for {key}"):
             try:
-                return obstore.head(self._objects, self._path_of(key))["size"]
+                found = obstore.head(self._objects, self._path_of(key))
+                return Seen(found["size"], _mark(found))
             except FileNotFoundError as err:
                 if "NoSuchBucket" not in str(err):
                     return None
@@ -385,6 +394,10 @@ def _is_unreachable(text: str) -> bool:
 
 def _missing(name: str, key: str) -> FileNotFoundError:
     return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), f"{name}/{key}")
+
+
+def _mark(found: ObjectMeta) -> str:
+    return f"{found['size']} {found['e_tag'] or found['last_modified'].isoformat()}"
 
 
 def _range(start: int, end: int) -> GetOptions:

@@ -25,10 +25,12 @@ from vbackup.stores.store import (
     MAX_DEPTH,
     PIECE_BYTES,
     Deletion,
+    Seen,
     Source,
     StoredObject,
     refuse_key,
     refuse_prefix,
+    refuse_replaced,
     wrong_size,
 )
 
@@ -74,7 +76,7 @@ class DirectoryStore:
                     with suppress(FileNotFoundError):
                         os.unlink(temporary, dir_fd=incoming)
 
-    def get(self, key: str, offset: int = 0, length: int | None = None) -> Iterator[bytes]:
+    def get(self, key: str, offset: int = 0, length: int | None = None, *, mark: str | None = None) -> Iterator[bytes]:
         """As Store."""
         parents, name = _parts(key)
         path = self._path / key
@@ -86,6 +88,7 @@ class DirectoryStore:
         except OSError as err:
             raise StorageError(f"Cannot read {path}: {err.strerror or err}.") from err
         with storage_errors(f"read {path}"), os.fdopen(fd, "rb", buffering=0) as file:
+            refuse_replaced(self.name, key, mark, _mark(os.fstat(fd)))
             file.seek(offset)
             left = length
             while left is None or left > 0:
@@ -97,6 +100,11 @@ class DirectoryStore:
 
     def size(self, key: str) -> int | None:
         """As Store."""
+        found = self.look(key)
+        return None if found is None else found.size_bytes
+
+    def look(self, key: str) -> Seen | None:
+        """As Store."""
         parents, name = _parts(key)
         path = self._path / key
         with storage_errors(f"read {path}"), named(path):
@@ -105,7 +113,7 @@ class DirectoryStore:
                     status = os.stat(name, dir_fd=directory, follow_symlinks=False)
             except (FileNotFoundError, NotADirectoryError):
                 return None
-        return status.st_size if stat.S_ISREG(status.st_mode) else None
+        return Seen(status.st_size, _mark(status)) if stat.S_ISREG(status.st_mode) else None
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
         """As Store."""
@@ -194,6 +202,11 @@ class DirectoryStore:
                     raise
             else:
                 return True
+
+
+def _mark(status: os.stat_result) -> str:
+    """Return what tells a file from another: not its inode, which FUSE (sshfs) gives anew when it has forgotten it."""
+    return f"{status.st_size} {status.st_mtime_ns}"
 
 
 def _parts(key: str) -> tuple[Sequence[str], str]:

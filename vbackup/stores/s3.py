@@ -14,7 +14,7 @@ from obstore.store import S3Store as Bucket
 from vbackup.errors import StorageError
 from vbackup.stores import aws, cloud, s3_upload
 from vbackup.stores.s3_requests import RETRY_S, S3Requests
-from vbackup.stores.store import Deletion, Source, StoredObject, refuse_key
+from vbackup.stores.store import Deletion, Seen, Source, StoredObject, refuse_key
 
 if TYPE_CHECKING:
     from obstore.store import S3Credential
@@ -76,9 +76,13 @@ class S3Store:
             s3_upload.remove_left_behind(self._requests, self._prefix)
         return s3_upload.put(self._requests, self._prefix + key, source, size_bytes, part_bytes=self._part_bytes)
 
-    def get(self, key: str, offset: int = 0, length: int | None = None) -> Iterator[bytes]:
+    def get(self, key: str, offset: int = 0, length: int | None = None, *, mark: str | None = None) -> Iterator[bytes]:
         """As Store."""
-        return self._read.get(key, offset, length)
+        return self._read.get(key, offset, length, mark=mark)
+
+    def look(self, key: str) -> Seen | None:
+        """As Store."""
+        return self._read.look(key)
 
     def size(self, key: str) -> int | None:
         """As Store."""

@@ -24,7 +24,7 @@ from vbackup.stores import age_header, age_stream
 from vbackup.stores.age_header import DamagedHeaderError, NotForThisIdentityError
 from vbackup.stores.age_keys import Identity, Recipient
 from vbackup.stores.age_stream import NONCE_BYTES, PIECE_BYTES, SEALED_BYTES, DamagedDataError, Key, Sealing
-from vbackup.stores.store import Deletion, Source, Store, StoredObject
+from vbackup.stores.store import Deletion, Seen, Source, Store, StoredObject
 
 SUFFIX = ".age"
 _HEADER = ".header-"
@@ -88,18 +88,18 @@ class SealedStore:
         sealing = Sealing(source, key, size_bytes, header=header, file_key=file_key)
         return self._inner.put_new(key + SUFFIX, sealing, age_header.BYTES + age_stream.sealed_size(size_bytes))
 
-    def get(self, key: str, offset: int = 0, length: int | None = None) -> Iterator[bytes]:
+    def get(self, key: str, offset: int = 0, length: int | None = None, *, mark: str | None = None) -> Iterator[bytes]:
         """As Store.
 
         Raises IdentityError before anything but the header is fetched, SealedError if the object was changed or cut.
         """
         if key in self._plain:
-            yield from self._inner.get(key, offset, length)
+            yield from self._inner.get(key, offset, length, mark=mark)
             return
         if not self._identities:
             raise IdentityNeededError(self.name)
         try:
-            yield from self._pieces(key, offset, length)
+            yield from self._pieces(key, offset, length, mark)
         except (DamagedHeaderError, DamagedDataError) as err:
             raise SealedError(self.name, key + SUFFIX, str(err)) from err
 
@@ -109,6 +109,13 @@ class SealedStore:
             return self._inner.size(key)
         stored_bytes = self._inner.size(key + SUFFIX)
         return None if stored_bytes is None else _plain_size(stored_bytes)
+
+    def look(self, key: str) -> Seen | None:
+        """As Store: the mark is that of the age file."""
+        if key in self._plain:
+            return self._inner.look(key)
+        stored = self._inner.look(key + SUFFIX)
+        return None if stored is None else Seen(_plain_size(stored.size_bytes), stored.mark)
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
         """As Store."""
@@ -136,6 +143,7 @@ class SealedStore:
         deleted = self._inner.delete(key + SUFFIX)
         if deleted is not Deletion.KEPT:
             with self._lock:
+                self._keys.pop(key, None)
                 headers = self._listed.pop(key, set())
             for header in headers:
                 self._inner.delete(header)
@@ -184,23 +192,25 @@ class SealedStore:
         header = age_header.make(file_key, recipients)
         return self._inner.put_new(name, io.BytesIO(header), len(header))
 
-    def _pieces(self, key: str, offset: int, length: int | None) -> Iterator[bytes]:
+    def _pieces(self, key: str, offset: int, length: int | None, mark: str | None) -> Iterator[bytes]:
         first, skipped = divmod(offset, PIECE_BYTES)
         end = None if length is None else offset + length
         cipher = self._known(key)
         if cipher is None and first:
-            cipher = self._open(key, _joined(self._inner.get(key + SUFFIX, 0, _START)))
+            cipher = self._open(key, _joined(self._inner.get(key + SUFFIX, 0, _START, mark=mark)))
         # One byte more than the pieces shows whether there is another one behind them.
         start = 0 if cipher is None else _START + first * SEALED_BYTES
         stop = None if end is None else _START + -(-end // PIECE_BYTES) * SEALED_BYTES + 1
-        stored = _Pieces(self._inner.get(key + SUFFIX, start, None if stop is None else stop - start))
+        left = None if stop is None else stop - start
+        stored = _Pieces(self._inner.get(key + SUFFIX, start, left, mark=mark))
         if cipher is None:
             cipher = self._open(key, stored.read(_START))
         number = first
         while end is None or number * PIECE_BYTES < end:
             sealed = stored.read(SEALED_BYTES)
             if number == first and number and not sealed and (size := self.size(key) or 0) <= offset:
-                for _ in self._pieces(key, max(0, size - 1), None):  # raises unless what ends there is the last piece
+                # Raises unless what ends there is the last piece.
+                for _ in self._pieces(key, max(0, size - 1), None, mark):
                     pass
                 return
             piece = cipher.open(sealed, number, is_last=stored.is_at_end())

@@ -26,10 +26,12 @@ from vbackup.stores.store import (
     MAX_DEPTH,
     PIECE_BYTES,
     Deletion,
+    Seen,
     Source,
     StoredObject,
     refuse_key,
     refuse_prefix,
+    refuse_replaced,
     wrong_size,
 )
 
@@ -164,17 +166,15 @@ class SshStore:
                 with suppress(SftpError, StorageError):
                     self._sftp.remove(temporary)
 
-    def get(self, key: str, offset: int = 0, length: int | None = None) -> Iterator[bytes]:
+    def get(self, key: str, offset: int = 0, length: int | None = None, *, mark: str | None = None) -> Iterator[bytes]:
         """As Store."""
         path = self._path_of(key)
-        seen: Attributes | None = None
         done_bytes = 0
 
         def check(found: Attributes) -> None:
-            nonlocal seen
-            if seen is not None and found != seen:
-                raise StorageError(f"{key} in {self._name} was changed while it was read.")
-            seen = found
+            nonlocal mark
+            refuse_replaced(self._name, key, mark, _mark(found))
+            mark = _mark(found)
 
         with self._errors(f"read {key}"):
             for has_failed in (False, True):
@@ -198,6 +198,11 @@ class SshStore:
 
     def size(self, key: str) -> int | None:
         """As Store."""
+        found = self.look(key)
+        return None if found is None else found.size_bytes
+
+    def look(self, key: str) -> Seen | None:
+        """As Store."""
         path = self._path_of(key)
         with self._errors(f"look for {key}"):
             sftp = self._sftp
@@ -206,7 +211,9 @@ class SshStore:
             except StoreUnreachableError as err:
                 self._connect_again(sftp, err)
                 found = self._sftp.status(path)
-        return found.size_bytes if found is not None and _is(found, stat.S_IFREG) else None
+        if found is None or found.size_bytes is None or not _is(found, stat.S_IFREG):
+            return None
+        return Seen(found.size_bytes, _mark(found))
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
         """As Store."""
@@ -353,6 +360,10 @@ class SshStore:
                 if room_bytes is not None and room_bytes < _FULL_BYTES:
                     raise NoSpaceError(f"Cannot {what} in {self._name}: its filesystem is full.") from err
             raise StorageError(f"Cannot {what} in {self._name}: the SFTP server says {str(err).rstrip('.')}.") from err
+
+
+def _mark(attributes: Attributes) -> str:
+    return f"{attributes.size_bytes} {attributes.modified}"
 
 
 def _is(attributes: Attributes, kind: int) -> bool:

@@ -36,6 +36,14 @@ class StoredObject:
     modified: datetime  #: when the store got it, by the store's clock; with a time zone
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What an object is at a moment."""
+
+    size_bytes: int
+    mark: str  #: of this store; another one that gets the key later has another mark
+
+
 class Deletion(Enum):
     """What became of an object that was to be deleted."""
 
@@ -69,11 +77,18 @@ class Store(Protocol):
         than ``size_bytes`` is a StorageError, as is what the place cannot do; what the source raises is passed on.
         """
 
-    def get(self, key: str, offset: int = 0, length: int | None = None) -> Iterator[bytes]:
+    def get(self, key: str, offset: int = 0, length: int | None = None, *, mark: str | None = None) -> Iterator[bytes]:
         """Yield the content in pieces, from ``offset`` on, up to ``length`` bytes or the end, if that comes first.
 
-        Raises FileNotFoundError before the first piece if there is no such object, StorageError otherwise. Closing the
-        iterator early ends the transfer.
+        ``mark``: of the object that is meant (``look``). Raises FileNotFoundError before the first piece if there is no
+        such object, StorageError otherwise, also if another one has the key now. Closing the iterator early ends the
+        transfer.
+        """
+
+    def look(self, key: str) -> Seen | None:
+        """Return what an object is, for reads of parts of it at different times; None: there is none.
+
+        Raises StorageError.
         """
 
     def size(self, key: str) -> int | None:
@@ -121,6 +136,15 @@ def refuse_too_many(count: int, name: str) -> None:
         raise StorageError(
             f"{name} lists more than {MAX_OBJECTS} objects, which no target of copies has: give it a directory or"
             " bucket for itself."
+        )
+
+
+def refuse_replaced(name: str, key: str, mark: str | None, found: str) -> None:
+    """Raise StorageError unless the object is the one that is meant; None: whichever has the key."""
+    if mark not in (None, found):
+        raise StorageError(
+            f"{key} at {name} is another object than when reading began: it was replaced or changed, so no more is read"
+            " of it. Run the command again to read what is there now."
         )
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta
 from pathlib import Path
 from threading import Barrier
 
@@ -29,10 +31,10 @@ class Store(FakeStore):
         super().__init__(objects={"a": (DATA, NOON)})
         self.ranges: list[tuple[int, int]] = []
 
-    def get(self, key: str, offset: int = 0, length: int | None = None):  # type: ignore[no-untyped-def]
+    def get(self, key: str, offset: int = 0, length: int | None = None, *, mark: str | None = None):  # type: ignore[no-untyped-def]
         assert length is not None
         self.ranges.append((offset, length))
-        return super().get(key, offset, length)
+        return super().get(key, offset, length, mark=mark)
 
 
 @pytest.fixture(autouse=True)
@@ -164,5 +166,27 @@ def test_failure_leaves_no_file_that_looks_whole(store: Store, tmp_path: Path) -
         served.add(images, addresses)
         assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "nbd"]
         assert len(addresses) == 3
+    finally:
+        served.close()
+
+
+@pytest.mark.parametrize(
+    "replaced", [(DATA[::-1], NOON + timedelta(days=1)), (DATA + b"x", NOON)], ids=["same size", "another size"]
+)
+def test_parts_of_two_objects_are_never_mixed(store: Store, tmp_path: Path, replaced: tuple[bytes, datetime]) -> None:
+    """A point was removed and copied again while it is read; what was fetched before stays what it was."""
+    recorder = Recorder()
+    served = Parts(store, tmp_path, reporter=recorder)
+    try:
+        record = ObjectRecord(len(DATA), "sha256:" + "0" * 64)
+        served.add([Wanted("a", record, "vda", tmp_path / "image")], {})
+        file = served._files["a"]
+        store.objects["a"] = replaced
+        assert file.read(0, PART) == DATA[:PART]
+        for _ in range(2):
+            with pytest.raises(OSError, match="another object than when reading began") as raised:
+                file.read(5 * PART, 10)
+            assert raised.value.errno == errno.EIO
+        assert ["another object" in text for text in recorder.warnings] == [True]
     finally:
         served.close()
