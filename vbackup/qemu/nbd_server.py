@@ -131,8 +131,8 @@ class NbdServer:
                 work()
         except BaseException:
             # QEMU would wait for ever for what nobody answers any more.
+            log.exception("The server of %s ends.", self._path)
             self._end()
-            raise
 
     def _serve(self, connection: socket.socket) -> None:
         try:

@@ -65,8 +65,8 @@ ABANDONED = timedelta(days=1)
 SHA256, _UPLOAD = "sha256", "vbackupupload"
 _NONCE = re.compile(r"[0-9a-f]{32}")
 #: A signature, which is as good as a key: the query of a URL, of what should have been one, or without either.
-_QUERY = re.compile(r"\?[^\s\"')]+")
-_SIGNATURE = re.compile(r"(?i)\b(sig|signature|x-amz-signature|x-goog-signature)(=|%3d)[^\s\"')&]*")
+_QUERY = re.compile(r"\?[^\s\"')<>]+")
+_SIGNATURE = re.compile(r"(?i)\b(sig|signature|x-amz-signature|x-goog-signature)(=|%3d)[^\s\"')&<>]*")
 _FAULT = re.compile(r"<Code>([^<]*)</Code>\s*<Message>([^<]*)</Message>")
 _NO_BUCKET = ("NoSuchBucket", "ContainerNotFound")
 _STATUS = re.compile(r"non-2xx status code: ([0-9]+)")

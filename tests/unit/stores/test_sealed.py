@@ -70,8 +70,8 @@ def test_range_fetches_only_what_it_has(offset: int, length: int | None, size: i
     fetched: list[int] = []
     get = inner.get
 
-    def counted(key: str, offset: int = 0, length: int | None = None):  # type: ignore[no-untyped-def]
-        for piece in get(key, offset, length):
+    def counted(key: str, offset: int = 0, length: int | None = None, *, mark: str | None = None):  # type: ignore[no-untyped-def]
+        for piece in get(key, offset, length, mark=mark):
             fetched.append(len(piece))
             yield piece
 
