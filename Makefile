@@ -89,7 +89,7 @@ check-all: lint man-lint $(ENGINES_READY) $(MONITORS_READY) $(VENDORED_READY) ##
 	$(PYTEST) --long --cov --cov-report=term $(SUITES)
 
 check-engines: $(VENV_READY) $(ENGINES_READY) ## As root: run Bacula's three daemons, restic and Amanda on vbackup's streams
-	$(BIN)/python -m pytest $(ENGINE_TESTS)
+	$(BIN)/python -m pytest --long $(ENGINE_TESTS)
 
 bench: $(VENV_READY) ## As root: measure vbackup beside its peers (half an hour), and write tests/bench/results
 	.ci/install-packages bench-packages

@@ -236,7 +236,7 @@ _RIGHTS = {"x": "enter the directory", "wx": "write to the directory", "r": "rea
 
 
 #: Directories with what root runs, such as libvirt's hook scripts.
-_SYSTEM = tuple(("/", name) for name in ("bin", "boot", "etc", "lib", "lib64", "sbin", "usr"))
+_SYSTEM = (("/",), *(("/", name) for name in ("bin", "boot", "etc", "lib", "lib64", "root", "sbin", "usr")))
 
 
 def why_denied(path: Path, wanted: str = "rw") -> str:

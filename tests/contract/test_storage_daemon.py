@@ -68,7 +68,7 @@ def is_running(pid: int) -> bool:
     """False also for a process that has ended and is waited for by nobody yet."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # the second if it ends between open(2) and read(2)
         return False
 
 

@@ -253,6 +253,7 @@ def variables(sources: Path, tmp_path: Path) -> dict[str, Any]:
     }
 
 
+@pytest.mark.long
 def test_role_installs_once(ansible: Ansible, variables: dict[str, Any], tmp_path: Path) -> None:
     variables["vbackup_scripts"] = [
         {"phase": "on-failure", "name": "50-mail", "link": str(TOP / "hooks" / "examples" / "mail")},

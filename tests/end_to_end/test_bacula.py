@@ -105,6 +105,7 @@ def site(daemon: Daemon, command: Command, images: Path) -> Iterator[Site]:
         print(director.log)  # pytest shows it with a failure
 
 
+@pytest.mark.long
 def test_jobs_that_the_director_calls_good_are_the_chain(site: Site, command: Command, daemon: Daemon) -> None:
     director = site.director
     assert site.back_up("Incremental", "write -P 1 0 8M") == Job(1, "F", "T")  # the director makes it a full

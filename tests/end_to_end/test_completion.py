@@ -21,8 +21,9 @@ from vbackup.cli import completion_script, parser
 from vbackup.cli.commands.completion import SHELLS
 
 TOP = Path(__file__).parents[2]
-#: The goal, Python's start included.
-LIMIT_S = 0.1
+#: Twice the goal, Python's start included, as other work on the machine costs processor time too: ``make bench``
+#: measures the goal itself.
+LIMIT_S = 0.2
 IDS = ("20261101T000000Z-full", "20261102T000000Z-incremental", "20261103T000000Z-full")
 #: Names that libvirt accepts, with every character that a shell has a use for.
 NAMES = ('db\'s "x" `y`', "my $HOME & d", "a:b=c", "Ümlaut", "back\\slash", "*?[x]{a,b}", "!x;#~|<>()")

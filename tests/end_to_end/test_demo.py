@@ -10,6 +10,8 @@ import tempfile
 import threading
 from pathlib import Path
 
+import pytest
+
 from tests.lab import HEEDING_SIGNALS
 
 ROOT = Path(__file__).parents[2]
@@ -30,6 +32,7 @@ def processes_of(directory: Path) -> list[str]:
     return found
 
 
+@pytest.mark.long
 def test_interrupted_demo_leaves_no_guest_and_no_directory() -> None:
     with tempfile.TemporaryDirectory(prefix="vbd-", dir="/tmp") as parent:
         directory = Path(parent, "demo")

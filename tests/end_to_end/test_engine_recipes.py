@@ -116,6 +116,7 @@ def test_stream_to_another_host(site: Site) -> None:
     assert "SHA256SUMS" in site.run("sh", "-c", listing)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not RESTIC.exists(), reason="'make check-engines' unpacks restic")
 def test_restic_keeps_a_chain(site: Site, command: Command) -> None:
     there, back = (site.program(f"restic-{number}", text) for number, text in enumerate(examples("#!/bin/bash")))

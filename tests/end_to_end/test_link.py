@@ -103,6 +103,9 @@ def test_refusals_before_the_helper_runs(hypervisor: Hypervisor) -> None:
     hypervisor.authorize("restrict")
     with linked(hypervisor.uri) as link, pytest.raises(ForwardingError, match="port-forwarding"):
         link.forward(Path("/nothing"))
+    # In this direction, ssh forwards, and sshd refuses each connection.
+    with linked(hypervisor.uri) as link, pytest.raises(ForwardingError, match="port-forwarding"):
+        StorageDaemon(Silent(), elsewhere=remote_daemon.Hypervisor(link)).__enter__()
 
 
 #: A server that sends back what it gets; its argument is a descriptor that listens, or the path of its socket.

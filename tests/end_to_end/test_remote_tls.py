@@ -130,6 +130,7 @@ def stillness_of(chain: RemoteChain) -> Iterator[list[float]]:
             thread.join()
 
 
+@pytest.mark.long
 def test_what_does_not_belong_together_is_refused_before_qemu_waits_for_it(
     chain: RemoteChain, keys: Keys, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -223,7 +223,7 @@ def _carry_out(
         known.ledger.drop(decided.uuid, line.id)
         left += _delete(objects, target)
         reporter.step(f"Removed backup {line.id} from {target.name}.")
-    rests = _remove_rests(decided, listed, target)
+    rests = _remove_rests(decided, history, listed, target, reporter)
     lines = tuple(
         replace(line, is_kept=True, reasons=(stay[line.id],), is_locked=stay[line.id] == LOCKED)
         if not line.is_kept and line.id in stay
@@ -251,11 +251,25 @@ def _delete(objects: Mapping[str, StoredObject], target: Target) -> int:
     return sum(target.store.delete(each.key) is Deletion.KEPT for each in objects.values())
 
 
-def _remove_rests(decided: CopiesPruned, listed: Listing, target: Target) -> int:
-    """Delete what a removal that was killed has left, and unfinished copies that no copy goes on with; count them."""
+def _remove_rests(decided: CopiesPruned, history: History, listed: Listing, target: Target, reporter: Reporter) -> int:
+    """Delete what a removal that was killed has left, and unfinished copies that no copy goes on with; count them.
+
+    A removal begins with the last of a chain. So what others depend on is no rest of one: its manifest was lost, and
+    the images are still needed. As long as a manifest cannot be read, nobody knows what depends on what.
+    """
     newest = max((names.stamp_of(line.id) for line in decided.lines), default=None)
+    needed = {image.base for one in history.backups for image in one.disks}
+    is_known = {line.id for line in decided.lines} <= {one.id for one in history.backups}
     count = 0
     for backup_id, objects in listed.unfinished.items():
+        if backup_id in needed:
+            reporter.warning(
+                f"Backup {backup_id} has no manifest at {target.name}, but others there depend on it, so its objects"
+                " stay. Put its manifest.json back, from another copy, or remove those that depend on it."
+            )
+            continue
+        if not is_known:
+            continue
         is_copy = any(name.startswith(UPLOAD) for name in objects)
         if not is_copy or (newest is not None and names.stamp_of(backup_id) < newest):
             count += len(objects) - _delete(objects, target)

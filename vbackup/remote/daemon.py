@@ -21,6 +21,8 @@ from vbackup.remote.link import Link
 
 #: How long the daemon may take to accept the connection; its socket listens before it starts.
 CONNECT_S = 30.0
+#: How long a daemon whose connection has ended may take to end itself, which is its own fault then.
+ENDING_S = 2.0
 #: What a process counts as killed by whose link is lost: the helper ends it so.
 _LOST = -signal.SIGTERM
 
@@ -78,10 +80,34 @@ class Hypervisor:
         pid, path = launch(self._link, program, arguments, directory=directory)
         self._process = process = RemoteProcess(self._link, pid, monitor=path)
         try:
-            return process, _connected(self._link.connect(path))
+            connection = _connected(self._link.connect(path))
+            try:
+                self._refuse_unforwarded(connection, process)
+            except BaseException:
+                connection.close()
+                raise
+            return process, connection
         except BaseException:
             process.kill()
             raise
+
+    def _refuse_unforwarded(self, connection: socket.socket, process: RemoteProcess) -> None:
+        """Raise ForwardingError if sshd ends the connection before the daemon has said anything, although it runs.
+
+        ssh listens here whatever sshd allows, and learns of a refusal with the first connection only.
+        """
+        connection.settimeout(CONNECT_S)
+        try:
+            has_ended = not connection.recv(1, socket.MSG_PEEK)
+        except ConnectionError:
+            has_ended = True
+        except TimeoutError:
+            return  # whoever waits for the greeting says so
+        finally:
+            connection.settimeout(None)
+        if has_ended and process.ended(within_s=ENDING_S) is None:
+            self._link.refuse_lost()
+            raise self._link.unforwarded()
 
     def words(self) -> str:
         """Return the last that the daemon has said."""
@@ -137,17 +163,18 @@ class RemoteProcess:
 
     def poll(self) -> int | None:
         """Ask the helper."""
-        return self._ended(within_s=0.0)
+        return self.ended(within_s=0.0)
 
     def wait(self, timeout: float | None = None) -> int:
         """Let the helper wait."""
         assert timeout is not None
-        status = self._ended(within_s=timeout)
+        status = self.ended(within_s=timeout)
         if status is None:
             raise subprocess.TimeoutExpired("the storage daemon", timeout)
         return status
 
-    def _ended(self, *, within_s: float) -> int | None:
+    def ended(self, *, within_s: float) -> int | None:
+        """Return how it has ended, None if it has not within that time."""
         if self.returncode is None:
             try:
                 ended = self._link.ended(self.pid, within_s=within_s)

@@ -266,6 +266,10 @@ class Link:
             log.debug("the forwarding of %s stays: %s", remote, err)
         local.unlink(missing_ok=True)
 
+    def unforwarded(self) -> ForwardingError:
+        """Return the error for a connection through a forwarded socket that sshd has ended, with ssh's last words."""
+        return ForwardingError(self.host, " ".join(self._open.words().split()) or "sshd ended a connection through it")
+
     def _forward(self, argv: Sequence[str]) -> None:
         try:
             done = subprocess.run(

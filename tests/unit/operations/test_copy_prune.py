@@ -51,10 +51,36 @@ def put(store: FakeStore, one: Backup, text: str | None = None) -> None:
     store.put_new(f"{prefix}/manifest.json", io.BytesIO(data), len(data))
 
 
-def run(store: FakeStore, tmp_path: Path, *remove: str) -> CopiesPruned:
+def run(store: FakeStore, tmp_path: Path, *remove: str, last: int = 1, said: Recorder | None = None) -> CopiesPruned:
     known = Known(Target(store, "0123456789ab", "0123456789ab"), Ledger(tmp_path))
-    request = CopyPruneRequest(UUID, Rules(last=1), remove)
-    return copy_prune.run(request, known=known, reporter=Recorder(), stop=Stop())
+    request = CopyPruneRequest(UUID, Rules(last=last), remove)
+    return copy_prune.run(request, known=known, reporter=said or Recorder(), stop=Stop())
+
+
+def test_images_that_others_need_stay_although_their_manifest_is_lost(tmp_path: Path) -> None:
+    store, said = FakeStore(), Recorder()
+    for one in (FULL, SECOND):
+        put(store, one)
+    store.objects.pop(f"{UUID}/{FULL.id}/manifest.json")
+    before = set(store.objects)
+    done = run(store, tmp_path, last=5, said=said)
+    assert set(store.objects) == before
+    assert done.rests == 0
+    [warning] = said.warnings
+    assert warning.startswith(f"Backup {FULL.id} has no manifest at ")
+
+
+@pytest.mark.parametrize("is_readable", [True, False])
+def test_rests_of_a_removal_go_unless_a_manifest_cannot_be_read(tmp_path: Path, *, is_readable: bool) -> None:
+    store = FakeStore()
+    for one in (FULL, SECOND, NEWEST):
+        put(store, one, None if is_readable or one is not SECOND else "{")
+    store.objects.pop(f"{UUID}/{FULL.id}/manifest.json")
+    if is_readable:
+        store.objects.pop(f"{UUID}/{SECOND.id}/manifest.json")
+    done = run(store, tmp_path, last=5)
+    assert bool(done.rests) is is_readable
+    assert bool([key for key in store.objects if FULL.id in key]) is not is_readable
 
 
 def test_heir_goes_before_what_it_depends_on_whatever_the_clock_said(tmp_path: Path) -> None:

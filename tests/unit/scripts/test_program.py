@@ -29,9 +29,10 @@ def run(path: Path, *, timeout_s: float = 20, **changes: Any) -> tuple[End, list
 
 def wait_gone(pid: int) -> None:
     deadline = time.monotonic() + 10
-    while Path(f"/proc/{pid}").exists() and Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z":
-        assert time.monotonic() < deadline
-        threading.Event().wait(0.01)
+    with suppress(FileNotFoundError, ProcessLookupError):  # it has ended, perhaps between open(2) and read(2)
+        while Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z":
+            assert time.monotonic() < deadline
+            threading.Event().wait(0.01)
 
 
 def test_program_gets_its_input_environment_and_a_plain_place(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
