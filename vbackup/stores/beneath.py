@@ -49,7 +49,7 @@ class Beneath:
         Raises StorageError if one is a symbolic link, OSError (FileNotFoundError, NotADirectoryError).
         """
         with named(self.path.joinpath(*parts)):
-            fd = os.dup(self._root())
+            fd = self._root()
             try:
                 for number, part in enumerate(parts):
                     below = self._below(fd, part, self.path.joinpath(*parts[: number + 1]), make=make)
@@ -64,10 +64,11 @@ class Beneath:
             os.close(fd)
 
     def _root(self) -> int:
+        """Return a descriptor of the directory for one use: another thread may close the store meanwhile."""
         with self._lock:
             if self._fd is None:
                 self._fd = os.open(self.path, _THROUGH)
-            return self._fd
+            return os.dup(self._fd)
 
     def _below(self, fd: int, name: str, path: Path, *, make: bool) -> int:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -67,3 +68,19 @@ def test_no_descriptor_is_left(tmp_path: Path) -> None:
             pass
     beneath.close()
     assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_close_by_another_thread_waits_for_who_opens_below(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The number of a descriptor that is closed may be another file by the time that it is used."""
+    made, really = Beneath(tmp_path), os.dup
+    closing = threading.Thread(target=made.close)
+
+    def dup(fd: int) -> int:
+        closing.start()
+        closing.join(0.1)
+        return really(fd)
+
+    monkeypatch.setattr(os, "dup", dup)
+    with made.opened([]) as fd:
+        assert os.path.samestat(os.fstat(fd), tmp_path.stat())
+    closing.join()
